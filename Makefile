@@ -1,0 +1,110 @@
+# The one door: every task is a target, and `make` alone prints them all.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# ---- settings: on the command line (make deploy STACK=anna) or in the environment --------------------
+STACK          ?= iris
+TARGET         ?= local
+NAME           ?= lily
+PYTHON         ?= python3
+ARCH           ?= host
+GATEWAY_PORT   ?= 4566
+IOT_MTLS_PORT  ?= 8883
+CELL_TIMEOUT   ?= 600
+LOCAL_DIR      ?= $(CURDIR)/target/local
+export STACK TARGET ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
+# The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+DEPLOY    := target/notebook/deploy
+ZIP       := target/lambda/iris_fn.zip
+# A terminal sees Cargo's progress; a log or a notebook cell only what matters.
+QUIET     := $(if $(MAKE_TERMERR),,--quiet)
+
+ifeq ($(TARGET),local)
+# All that differs between the laptop and AWS. `test` is the local cloud's root user: any secret will do.
+export AWS_ENDPOINT_URL      := http://127.0.0.1:$(GATEWAY_PORT)
+export AWS_ACCESS_KEY_ID     := test
+export AWS_SECRET_ACCESS_KEY := test
+export AWS_REGION            := us-east-1
+# Nothing of your real AWS settings reaches the local cloud, or the other way round.
+export AWS_CONFIG_FILE             := /dev/null
+export AWS_SHARED_CREDENTIALS_FILE := /dev/null
+unexport AWS_PROFILE AWS_SESSION_TOKEN AWS_DEFAULT_REGION
+CLOUD     := local
+BUILD     := cargo build
+BOOTSTRAP := target/release/bootstrap
+else
+CLOUD     := setup
+BUILD     := cargo lambda build $(if $(filter arm64,$(ARCH)),--arm64,--x86-64)
+BOOTSTRAP := target/lambda/bootstrap/bootstrap
+endif
+
+##@ Start here
+help: ## Print this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' Makefile
+	@echo; echo "Settings: STACK=$(STACK) TARGET=$(TARGET) (local or aws) NAME=$(NAME) NB=notebooks/01_train.ipynb"
+
+demo: $(CLOUD) ## The whole walkthrough: notebooks 01 to 04, from the data to 150 live predictions
+	@.venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(filter notebooks/01% notebooks/02% notebooks/03% notebooks/04%,$(NOTEBOOKS))
+	@echo "Next: 'make lab' opens the notebooks, 'make status' shows what is deployed, 'make stop' ends the local cloud."
+
+lab: $(CLOUD) ## Open the notebooks in JupyterLab
+	@.venv/bin/jupyter lab notebooks/01_train.ipynb
+
+setup: ## Install everything, once (every target that needs it runs it)
+	@$(PYTHON) notebooks/kernel/setup.py
+
+##@ Notebooks
+run: $(CLOUD) ## Run one notebook without a browser: make run NB=notebooks/01_train.ipynb
+	@.venv/bin/python notebooks/kernel/run.py $(NB)
+
+notebooks: $(CLOUD) ## Run all notebooks and keep their outputs in them
+	@.venv/bin/python notebooks/kernel/run.py --in-place $(NOTEBOOKS)
+
+# What Jupyter starts for each notebook: the kernel, with the settings above, in this folder.
+kernel:
+	@exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS "$(EVCXR)" --control_file "$(CONNECTION_FILE)"
+
+##@ The cloud
+local: setup ## Start the local cloud (nothing to do when it runs)
+	@.venv/bin/python deploy/local.py start
+
+stop: ## Stop the local cloud; what is in it stays
+	@! test -x .venv/bin/python || .venv/bin/python deploy/local.py stop
+
+bucket: $(CLOUD) ## Make the stack's bucket (its first stage)
+	@$(DEPLOY) bucket
+
+build: setup ## Build the function and zip it
+	@$(BUILD) $(QUIET) --locked --release --package iris_fn --bin bootstrap
+	@$(DEPLOY) package $(BOOTSTRAP) $(ZIP)
+
+deploy: $(CLOUD) ## Deploy the built function: upload, update, test, and only then put it live
+	@$(DEPLOY) up $(ZIP)
+
+device: $(CLOUD) ## Make a device with a certificate of its own: make device NAME=lily
+	@$(DEPLOY) device "$(NAME)"
+
+status: $(CLOUD) ## Say what is deployed
+	@$(DEPLOY) status
+
+invoke: $(CLOUD) ## Ask the deployed function: make invoke REQUEST='{"request_id": "1", …}'
+	@$(DEPLOY) invoke
+
+logs: $(CLOUD) ## Print the function's log of the last hour
+	@$(DEPLOY) logs
+
+destroy: $(CLOUD) ## Delete everything that carries the stack's name
+	@$(DEPLOY) destroy
+
+##@ Developing
+test: setup ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
+	@notebooks/kernel/test.sh
+
+clean: stop ## Delete what was built and installed here (the kernel's build cache in ~/.cache stays)
+	rm -rf target .venv
+
+.PHONY: help demo lab setup run notebooks kernel local stop bucket build deploy device status invoke logs destroy test clean

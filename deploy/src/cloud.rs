@@ -1,0 +1,262 @@
+//! Which cloud, which account, and the names in it.
+
+use std::env;
+use std::io::{IsTerminal, Write};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_config::SdkConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use clap::ValueEnum;
+use std::time::Duration;
+
+/// `TARGET`: the same code, other endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// MiniStack on this machine
+    Local,
+    /// A real account, by the standard AWS credential chain
+    Aws,
+}
+
+/// Processor of the function, as Lambda names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Architecture {
+    /// The processor of this machine
+    Host,
+    /// Intel and AMD
+    #[value(name = "x86_64")]
+    X86_64,
+    /// AWS Graviton
+    Arm64,
+}
+
+impl Architecture {
+    /// Lambda's name for it.
+    pub fn as_lambda(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "arm64",
+            Self::Host if cfg!(target_arch = "aarch64") => "arm64",
+            Self::Host => "x86_64",
+        }
+    }
+}
+
+/// `STACK`: prefix of every name. It must fit a bucket (lower case), an IoT rule (no hyphen) and a
+/// CloudFormation stack (a letter first).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StackName(String);
+
+impl StackName {
+    const MAX: usize = 20;
+}
+
+impl FromStr for StackName {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let valid = s.len() <= Self::MAX
+            && s.starts_with(|c: char| c.is_ascii_lowercase())
+            && s.chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        if valid {
+            Ok(Self(s.to_owned()))
+        } else {
+            Err(format!(
+                "a stack name is 1 to {} lower-case letters and digits, a letter first: try STACK=iris2",
+                Self::MAX
+            ))
+        }
+    }
+}
+
+impl std::fmt::Display for StackName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A connection to the chosen cloud, and every name the stack uses there.
+pub struct Cloud {
+    /// The standard SDK configuration; clients are made from it.
+    pub config: SdkConfig,
+    /// Which cloud.
+    pub target: Target,
+    /// Prefix of every name.
+    pub stack: StackName,
+    /// 12 digits.
+    pub account: String,
+    /// Such as `eu-west-1`.
+    pub region: String,
+    yes: bool,
+}
+
+impl Cloud {
+    /// Connect, and learn the account and region.
+    ///
+    /// # Errors
+    /// When the cloud does not answer or the credentials are refused, with the next step.
+    pub async fn connect(target: Target, stack: StackName, yes: bool) -> Result<Self> {
+        let endpoint = env::var("AWS_ENDPOINT_URL").ok();
+        let cloud = match (target, &endpoint) {
+            (Target::Local, None) => {
+                bail!(
+                    "TARGET=local needs AWS_ENDPOINT_URL: call this through `make`, which sets it"
+                )
+            }
+            (Target::Local, Some(url)) => {
+                ensure!(
+                    is_loopback(url),
+                    "TARGET=local, but AWS_ENDPOINT_URL={url} is not on this machine"
+                );
+                format!("the local cloud at {url} (is it running? `make local` starts it)")
+            }
+            (Target::Aws, Some(url)) => {
+                bail!("TARGET=aws, but AWS_ENDPOINT_URL={url} points elsewhere: unset it")
+            }
+            (Target::Aws, None) => {
+                "AWS (are you logged in? `aws sts get-caller-identity` must work)".to_owned()
+            }
+        };
+        let config = aws_config::from_env()
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_secs(5))
+                    .build(),
+            )
+            .retry_config(RetryConfig::standard().with_max_attempts(5))
+            .load()
+            .await;
+        let region = config
+            .region()
+            .context("no AWS region is set: export AWS_REGION=…")?
+            .to_string();
+        let identity = aws_sdk_sts::Client::new(&config)
+            .get_caller_identity()
+            .send()
+            .await
+            .with_context(|| format!("no answer from {cloud}"))?;
+        let account = identity
+            .account()
+            .context("the caller's identity has no account")?
+            .to_owned();
+        Ok(Self {
+            config,
+            target,
+            stack,
+            account,
+            region,
+            yes,
+        })
+    }
+
+    /// `<STACK>-<account>-<region>`
+    pub fn bucket(&self) -> String {
+        format!("{}-{}-{}", self.stack, self.account, self.region)
+    }
+
+    /// `<STACK>-fn`
+    pub fn function(&self) -> String {
+        format!("{}-fn", self.stack)
+    }
+
+    /// `<STACK>-device`, the IoT policy of every device
+    pub fn device_policy(&self) -> String {
+        format!("{}-device", self.stack)
+    }
+
+    /// A client for S3.
+    pub fn s3(&self) -> aws_sdk_s3::Client {
+        aws_sdk_s3::Client::new(&self.config)
+    }
+
+    /// A client for Lambda.
+    pub fn lambda(&self) -> aws_sdk_lambda::Client {
+        aws_sdk_lambda::Client::new(&self.config)
+    }
+
+    /// A client for IoT's control plane.
+    pub fn iot(&self) -> aws_sdk_iot::Client {
+        aws_sdk_iot::Client::new(&self.config)
+    }
+
+    /// Ask before something that costs or deletes. The local cloud does neither to anybody else.
+    ///
+    /// # Errors
+    /// When the answer is not yes, or nobody can be asked.
+    pub fn confirm(&self, what: &str) -> Result<()> {
+        if self.target == Target::Local || self.yes {
+            return Ok(());
+        }
+        let question = format!(
+            "{what} in AWS account {}, region {}",
+            self.account, self.region
+        );
+        ensure!(
+            std::io::stdin().is_terminal(),
+            "{question}: nobody is here to ask; set YES=1 if that is what you want"
+        );
+        print!("{question}? [y/N] ");
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        ensure!(
+            matches!(answer.trim(), "y" | "Y" | "yes"),
+            "stopped, nothing was changed"
+        );
+        Ok(())
+    }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+    ["127.0.0.1", "localhost", "[::1]"].iter().any(|l| {
+        host.strip_prefix(l)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stack_names_fit_every_service() {
+        for good in ["iris", "a", "iris2", "abcdefghijklmnopqrst"] {
+            assert!(good.parse::<StackName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "Iris",
+            "2iris",
+            "iris-2",
+            "iris_2",
+            "íris",
+            "abcdefghijklmnopqrstu",
+            "a b",
+            "$(x)",
+        ] {
+            assert!(bad.parse::<StackName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_this_machine_only() {
+        for good in [
+            "http://127.0.0.1:4566",
+            "http://localhost/",
+            "http://[::1]:1",
+        ] {
+            assert!(is_loopback(good), "{good}");
+        }
+        for bad in [
+            "http://127.0.0.1.example.com",
+            "https://s3.amazonaws.com",
+            "http://localhost.evil",
+        ] {
+            assert!(!is_loopback(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Everything that carries the stack's name, taken away again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+
+use crate::cloud::Cloud;
+use crate::device::{self, STACK_ATTRIBUTE};
+use crate::stack;
+
+/// List what will be deleted, ask, delete it, and check that nothing is left.
+pub async fn destroy(cloud: &Cloud, devices: &Path) -> Result<()> {
+    let things = things(cloud).await?;
+    let objects = objects(cloud).await?;
+    let folders = device_folders(cloud, devices);
+    let found = stack::describe(cloud).await?;
+    if things.is_empty() && objects.is_none() && folders.is_empty() && found.is_none() {
+        println!("nothing of stack {} is there", cloud.stack);
+        return Ok(());
+    }
+    println!("to delete:");
+    if let Some(found) = &found {
+        println!(
+            "  stack {} ({})",
+            cloud.stack,
+            found.stack_status().map_or("?", |s| s.as_str())
+        );
+    }
+    if let Some(objects) = &objects {
+        let bytes: i64 = objects.iter().map(|(_, size)| size).sum();
+        println!(
+            "  bucket {}: {} object versions, {:.1} MB",
+            cloud.bucket(),
+            objects.len(),
+            bytes as f64 / 1e6
+        );
+    }
+    for thing in &things {
+        println!("  device {thing} and its certificate");
+    }
+    for folder in &folders {
+        println!("  folder {}", folder.display());
+    }
+    cloud.confirm("Delete all of this")?;
+
+    // Devices first: a stack cannot be deleted while its device policy hangs on a certificate.
+    let iot = cloud.iot();
+    for thing in &things {
+        device::remove_certificates(&iot, thing).await?;
+        iot.delete_thing().thing_name(thing).send().await?;
+    }
+    if let Some(objects) = objects {
+        empty(cloud, objects).await?;
+    }
+    stack::delete(cloud).await?;
+    for folder in folders {
+        fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot delete {}", folder.display()))?;
+    }
+
+    let left = self::things(cloud).await?;
+    ensure!(
+        left.is_empty(),
+        "devices are left: {}: run `make destroy` again",
+        left.join(", ")
+    );
+    ensure!(
+        self::objects(cloud).await?.is_none(),
+        "bucket {} is left: run `make destroy` again",
+        cloud.bucket()
+    );
+    println!("nothing of stack {} is left", cloud.stack);
+    Ok(())
+}
+
+/// Names of the stack's things.
+pub async fn things(cloud: &Cloud) -> Result<Vec<String>> {
+    let mut pages = cloud
+        .iot()
+        .list_things()
+        .attribute_name(STACK_ATTRIBUTE)
+        .attribute_value(cloud.stack.to_string())
+        .into_paginator()
+        .items()
+        .send();
+    let mut names = Vec::new();
+    while let Some(thing) = pages.next().await {
+        names.extend(thing.context("could not list the devices")?.thing_name);
+    }
+    Ok(names)
+}
+
+/// Every object version and delete marker with its size; `None` when there is no bucket.
+async fn objects(cloud: &Cloud) -> Result<Option<Vec<(ObjectIdentifier, i64)>>> {
+    let (s3, bucket) = (cloud.s3(), cloud.bucket());
+    let mut objects = Vec::new();
+    let mut pages = s3
+        .list_object_versions()
+        .bucket(&bucket)
+        .into_paginator()
+        .send();
+    while let Some(page) = pages.next().await {
+        let page = match page {
+            Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 404) => {
+                return Ok(None);
+            }
+            page => page.with_context(|| format!("could not list bucket {bucket}"))?,
+        };
+        let identify = |key: Option<&str>, version: Option<&str>| {
+            ObjectIdentifier::builder()
+                .key(key.unwrap_or_default())
+                .set_version_id(version.map(str::to_owned))
+                .build()
+        };
+        for v in page.versions() {
+            objects.push((identify(v.key(), v.version_id())?, v.size().unwrap_or(0)));
+        }
+        for m in page.delete_markers() {
+            objects.push((identify(m.key(), m.version_id())?, 0));
+        }
+    }
+    Ok(Some(objects))
+}
+
+/// Delete object versions, a thousand a call as S3 allows.
+async fn empty(cloud: &Cloud, objects: Vec<(ObjectIdentifier, i64)>) -> Result<()> {
+    let (s3, bucket) = (cloud.s3(), cloud.bucket());
+    let ids: Vec<_> = objects.into_iter().map(|(id, _)| id).collect();
+    for chunk in ids.chunks(1000) {
+        let delete = Delete::builder()
+            .set_objects(Some(chunk.to_vec()))
+            .quiet(true)
+            .build()?;
+        let reply = s3
+            .delete_objects()
+            .bucket(&bucket)
+            .delete(delete)
+            .send()
+            .await?;
+        if let Some(e) = reply.errors().first() {
+            let (key, message) = (
+                e.key().unwrap_or("?"),
+                e.message().unwrap_or("no reason given"),
+            );
+            anyhow::bail!("could not delete s3://{bucket}/{key}: {message}");
+        }
+    }
+    Ok(())
+}
+
+/// Folders of credentials that belong to this stack.
+fn device_folders(cloud: &Cloud, devices: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(devices).into_iter().flatten().flatten();
+    entries
+        .map(|e| e.path())
+        .filter(|dir| device::stack_of(dir).is_some_and(|s| s == cloud.stack.to_string()))
+        .collect()
+}

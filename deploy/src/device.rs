@@ -1,0 +1,274 @@
+//! A device's identity: a thing, a certificate with its private key, and the stack's device policy.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use aws_sdk_iot::Client;
+use aws_sdk_iot::types::{AttributePayload, CertificateStatus};
+use serde_json::{Value, json};
+
+use crate::cloud::{Cloud, Target};
+
+/// AWS IoT's own port of MQTT over TLS.
+const AWS_PORT: u16 = 8883;
+/// Root of AWS IoT's server certificates (<https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html>).
+const AMAZON_ROOT_CA: &str = include_str!("../AmazonRootCA1.pem");
+/// The thing attribute by which `destroy` finds the stack's devices.
+pub const STACK_ATTRIBUTE: &str = "stack";
+
+/// A device's name within its stack.
+#[derive(Debug, Clone)]
+pub struct DeviceName(String);
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let valid = (1..=64).contains(&s.len())
+            && s.chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if valid {
+            Ok(Self(s.to_owned()))
+        } else {
+            Err("a device name is 1 to 64 letters, digits, `-` or `_`: try NAME=lily".to_owned())
+        }
+    }
+}
+
+/// Make the device, or find that it is there, and write `<dir>/<name>/{cert,key,ca}.pem` and
+/// `endpoint.json`.
+pub async fn create(
+    cloud: &Cloud,
+    DeviceName(name): &DeviceName,
+    dir: &Path,
+    port: u16,
+) -> Result<()> {
+    let iot = cloud.iot();
+    // The thing's name is the MQTT client id, of which an account has only one: so it is prefixed.
+    let client_id = format!("{}-{name}", cloud.stack);
+    let dir = dir.join(name);
+
+    let (host, port, ca) = match cloud.target {
+        Target::Local => ("127.0.0.1".to_owned(), port, local_ca(cloud)?),
+        Target::Aws => {
+            let endpoint = iot
+                .describe_endpoint()
+                .endpoint_type("iot:Data-ATS")
+                .send()
+                .await?;
+            (
+                endpoint
+                    .endpoint_address
+                    .context("the account has no IoT endpoint")?,
+                AWS_PORT,
+                AMAZON_ROOT_CA.to_owned(),
+            )
+        }
+    };
+    let attributes = AttributePayload::builder()
+        .attributes(STACK_ATTRIBUTE, cloud.stack.to_string())
+        .build();
+    iot.create_thing().thing_name(&client_id).attribute_payload(attributes).send().await.with_context(|| {
+        format!("could not create thing {client_id} (one with other attributes exists? `make destroy` removes it)")
+    })?;
+
+    let known = holds_active_certificate(&iot, &client_id, &dir).await?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("cannot make {}", dir.display()))?;
+    if !known {
+        remove_certificates(&iot, &client_id).await?;
+        new_certificate(cloud, &iot, &client_id, &dir).await?;
+    }
+    write_private(&dir.join("ca.pem"), &ca)?;
+    let endpoint = json!({"host": host, "port": port, "client_id": client_id, "stack": cloud.stack.to_string()});
+    write_private(&dir.join("endpoint.json"), &format!("{endpoint:#}\n"))?;
+    println!(
+        "device {client_id} {}: {}",
+        if known { "is there" } else { "created" },
+        dir.display()
+    );
+    Ok(())
+}
+
+/// Whether the certificate in `dir` is the thing's own and active.
+async fn holds_active_certificate(iot: &Client, thing: &str, dir: &Path) -> Result<bool> {
+    let Ok(pem) = fs::read_to_string(dir.join("cert.pem")) else {
+        return Ok(false);
+    };
+    if !dir.join("key.pem").exists() {
+        return Ok(false);
+    }
+    for id in certificate_ids(iot, thing).await? {
+        let found = iot
+            .describe_certificate()
+            .certificate_id(&id)
+            .send()
+            .await?;
+        if let Some(c) = found.certificate_description()
+            && c.status() == Some(&CertificateStatus::Active)
+            && c.certificate_pem().is_some_and(|p| p.trim() == pem.trim())
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A new certificate, of use only once everything around it stands: files first, rights next,
+/// active last.
+async fn new_certificate(cloud: &Cloud, iot: &Client, thing: &str, dir: &Path) -> Result<()> {
+    let made = iot
+        .create_keys_and_certificate()
+        .set_as_active(false)
+        .send()
+        .await
+        .context("could not make a certificate")?;
+    let missing = "the new certificate came without";
+    let key = made
+        .key_pair()
+        .and_then(|k| k.private_key())
+        .with_context(|| format!("{missing} its key"))?;
+    let pem = made
+        .certificate_pem()
+        .with_context(|| format!("{missing} its text"))?;
+    let arn = made
+        .certificate_arn()
+        .with_context(|| format!("{missing} its ARN"))?;
+    let id = made
+        .certificate_id()
+        .with_context(|| format!("{missing} its id"))?;
+
+    iot.attach_thing_principal()
+        .thing_name(thing)
+        .principal(arn)
+        .send()
+        .await?;
+    write_private(&dir.join("key.pem"), key)?;
+    write_private(&dir.join("cert.pem"), pem)?;
+    iot.attach_policy()
+        .policy_name(cloud.device_policy())
+        .target(arn)
+        .send()
+        .await
+        .with_context(|| {
+            format!(
+                "could not attach policy {} (is the stack deployed? `make deploy`)",
+                cloud.device_policy()
+            )
+        })?;
+    iot.update_certificate()
+        .certificate_id(id)
+        .new_status(CertificateStatus::Active)
+        .send()
+        .await?;
+    Ok(())
+}
+
+/// Ids of the certificates attached to a thing.
+async fn certificate_ids(iot: &Client, thing: &str) -> Result<Vec<String>> {
+    let found = iot.list_thing_principals().thing_name(thing).send().await?;
+    Ok(found
+        .principals()
+        .iter()
+        .filter_map(|arn| arn.split_once(":cert/"))
+        .map(|(_, id)| id.to_owned())
+        .collect())
+}
+
+/// Detach, deactivate and delete every certificate of a thing.
+pub async fn remove_certificates(iot: &Client, thing: &str) -> Result<()> {
+    for id in certificate_ids(iot, thing).await? {
+        let found = iot
+            .describe_certificate()
+            .certificate_id(&id)
+            .send()
+            .await?;
+        let arn = found
+            .certificate_description()
+            .and_then(|c| c.certificate_arn())
+            .context("a certificate has no ARN")?;
+        for policy in iot
+            .list_attached_policies()
+            .target(arn)
+            .send()
+            .await?
+            .policies()
+        {
+            iot.detach_policy()
+                .policy_name(policy.policy_name().unwrap_or_default())
+                .target(arn)
+                .send()
+                .await?;
+        }
+        iot.detach_thing_principal()
+            .thing_name(thing)
+            .principal(arn)
+            .send()
+            .await?;
+        iot.update_certificate()
+            .certificate_id(&id)
+            .new_status(CertificateStatus::Inactive)
+            .send()
+            .await?;
+        iot.delete_certificate().certificate_id(&id).send().await?;
+    }
+    Ok(())
+}
+
+/// The local cloud's own certificate authority.
+fn local_ca(cloud: &Cloud) -> Result<String> {
+    let endpoint = cloud
+        .config
+        .endpoint_url()
+        .context("the local cloud has no endpoint")?;
+    let url = format!("{}/_ministack/iot/ca.pem", endpoint.trim_end_matches('/'));
+    let mut reply = ureq::get(&url)
+        .call()
+        .with_context(|| format!("no certificate authority at {url}"))?;
+    reply
+        .body_mut()
+        .read_to_string()
+        .with_context(|| format!("no certificate authority at {url}"))
+}
+
+/// Write a file that only its owner may read.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The stack that a device folder belongs to, from its `endpoint.json`.
+pub fn stack_of(dir: &Path) -> Option<String> {
+    let text = fs::read_to_string(dir.join("endpoint.json")).ok()?;
+    let endpoint: Value = serde_json::from_str(&text).ok()?;
+    endpoint["stack"].as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_name_cannot_leave_its_folder_or_its_topic() {
+        for good in ["lily", "device-1", "A_b"] {
+            assert!(good.parse::<DeviceName>().is_ok(), "{good}");
+        }
+        for bad in ["", "..", "a/b", "a+b", "#", "a b", &"x".repeat(65)] {
+            assert!(bad.parse::<DeviceName>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The `bootstrap` that Lambda runs. Everything here happens once per container, before its first
+//! call: settings, connections, the model. Calls reuse all of it.
+
+use std::env;
+
+use iris_fn::handler::Handler;
+use iris_fn::publish::IotPublisher;
+use iris_fn::store::S3Store;
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use serde_json::value::RawValue;
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_target(false)
+        .init();
+
+    let config = aws_config::load_from_env().await;
+    let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
+    let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
+    let handler = Handler::new(store, publisher, setting("STACK")?);
+
+    // A function without a model still starts: it refuses each request with the reason, and recovers
+    // by itself as soon as there is one.
+    match handler.load().await {
+        Ok(model) => tracing::info!(model = model.sha256(), "model loaded"),
+        Err(e) => tracing::error!(error = %e, "no model yet"),
+    }
+
+    let handler = &handler;
+    run(service_fn(move |event: LambdaEvent<Box<RawValue>>| async move { handler.handle(&event.payload).await }))
+        .await
+}
+
+/// A setting that the template gives to the function.
+fn setting(name: &str) -> Result<String, Error> {
+    env::var(name).map_err(|e| format!("the function's environment variable {name}: {e}").into())
+}

@@ -1,0 +1,50 @@
+//! Where an answer goes when the question came over MQTT.
+
+use aws_sdk_iotdataplane::Client;
+use aws_sdk_iotdataplane::error::SdkError;
+use aws_sdk_iotdataplane::operation::publish::PublishError;
+use aws_sdk_iotdataplane::primitives::Blob;
+
+/// AWS IoT's limit on one MQTT payload, in bytes.
+pub const MAX_PAYLOAD: usize = 128 * 1024;
+
+/// Something that delivers a message to a topic.
+pub trait Publisher: Send + Sync {
+    /// Why it could not.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Deliver `payload` to `topic` at least once (QoS 1).
+    fn publish(
+        &self,
+        topic: &str,
+        payload: Vec<u8>,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// AWS IoT's HTTPS data plane.
+pub struct IotPublisher {
+    client: Client,
+}
+
+impl IotPublisher {
+    /// Publish through `client`.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+impl Publisher for IotPublisher {
+    type Error = Box<SdkError<PublishError>>;
+
+    async fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), Self::Error> {
+        self.client
+            .publish()
+            .topic(topic)
+            .qos(1)
+            .payload(Blob::new(payload))
+            .send()
+            .await
+            .map_err(Box::new)?;
+        Ok(())
+    }
+}

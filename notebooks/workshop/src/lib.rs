@@ -1,0 +1,63 @@
+//! Everything the notebooks use, linked once into one shared library, so that a cell compiles in under
+//! a second: the crates themselves, re-exported as they are, and the few helpers that show things.
+//!
+//! A notebook starts with `use workshop::*;` and from there on names each crate as anywhere else.
+
+pub use {
+    aws_config, aws_sdk_lambda, aws_sdk_s3, iris_fn, linfa, linfa_logistic, ndarray, plotters, polars, rumqttc,
+    serde_json, tokio,
+};
+
+use plotters::style::RGBColor;
+use polars::prelude::{AnyValue, DataFrame};
+
+/// Setosa, versicolor, virginica, in colours that people with any colour vision can tell apart
+/// (Okabe and Ito, Color Universal Design, 2008).
+pub const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115)];
+
+/// A setting that `make` hands to the kernel, such as `STACK`.
+///
+/// # Panics
+/// When the notebook was opened without `make lab`; the message says so.
+pub fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: start JupyterLab with `make lab`"))
+}
+
+/// Show a data frame as a table, floats with up to four decimals.
+pub fn table(frame: &DataFrame) {
+    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let cell = |value: &AnyValue| match value {
+        AnyValue::Float64(x) => format!("{}", (x * 1e4).round() / 1e4),
+        value => escape(&value.str_value()),
+    };
+    let mut html = String::from("<table><thead><tr>");
+    for name in frame.get_column_names() {
+        html += &format!("<th>{}</th>", escape(name));
+    }
+    html += "</tr></thead><tbody>";
+    for row in 0..frame.height() {
+        html += "<tr>";
+        for column in frame.columns() {
+            html += &format!("<td>{}</td>", column.get(row).as_ref().map(cell).unwrap_or_default());
+        }
+        html += "</tr>";
+    }
+    evcxr_runtime::mime_type("text/html").text(html + "</tbody></table>");
+}
+
+/// Hand a notebook's results on as data: shown as JSON, and collected by `make demo`.
+pub fn report(results: &serde_json::Value) {
+    evcxr_runtime::mime_type("application/json").text(results.to_string());
+}
+
+/// A panic in a cell is shown in a line or two, without the sixty frames below it.
+extern "C" fn short_panics() {
+    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+}
+
+// Runs when the library is loaded, before any cell.
+#[used]
+#[allow(unsafe_code, reason = "placing a function pointer where the loader looks for constructors")]
+#[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+#[cfg_attr(not(target_os = "macos"), unsafe(link_section = ".init_array"))]
+static ON_LOAD: extern "C" fn() = short_panics;
