@@ -6,7 +6,14 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let rustc = std::env::var_os("RUSTC").expect("Cargo sets RUSTC for build scripts");
-    let output = Command::new(rustc).args(["--print", "target-libdir"]).output();
-    let libdir = output.expect("the compiler that runs this build also answers questions").stdout;
-    println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{}", String::from_utf8_lossy(&libdir).trim());
+    let output = Command::new(rustc)
+        .args(["--print", "target-libdir"])
+        .output();
+    let libdir = output
+        .expect("the compiler that runs this build also answers questions")
+        .stdout;
+    println!(
+        "cargo::rustc-link-arg-bins=-Wl,-rpath,{}",
+        String::from_utf8_lossy(&libdir).trim()
+    );
 }

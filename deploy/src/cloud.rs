@@ -5,9 +5,9 @@ use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
 use clap::ValueEnum;
 use std::time::Duration;
 
@@ -120,7 +120,7 @@ impl Cloud {
                 "AWS (are you logged in? `aws sts get-caller-identity` must work)".to_owned()
             }
         };
-        let config = aws_config::from_env()
+        let config = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_secs(5))

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use aws_sdk_s3::primitives::DateTimeFormat;
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use serde_json::Value;
 
 use crate::cloud::{Cloud, Target};
@@ -109,22 +109,22 @@ pub async fn logs(cloud: &Cloud, minutes: u32) -> Result<()> {
         .log_group_name(&group)
         .start_time(since)
         .into_paginator()
-        .items()
         .send();
     let mut seen = HashSet::new();
-    while let Some(event) = pages.next().await {
-        let event = event.with_context(|| {
+    while let Some(page) = pages.next().await {
+        let page = page.with_context(|| {
             format!("could not read {group} (is the stack deployed? `make status` tells)")
         })?;
-        if !seen.insert(event.event_id().unwrap_or_default().to_owned()) {
-            continue;
+        for event in page.events() {
+            if seen.insert(event.event_id().unwrap_or_default().to_owned()) {
+                let time = DateTime::from_millis(event.timestamp().unwrap_or(0))
+                    .fmt(DateTimeFormat::DateTime)?;
+                println!(
+                    "{time}  {}",
+                    readable(event.message().unwrap_or_default().trim_end())
+                );
+            }
         }
-        let time = aws_sdk_s3::primitives::DateTime::from_millis(event.timestamp().unwrap_or(0));
-        println!(
-            "{}  {}",
-            time.fmt(DateTimeFormat::DateTime)?,
-            readable(event.message().unwrap_or_default().trim_end())
-        );
     }
     if seen.is_empty() {
         println!("nothing in {group} in the last {minutes} minutes");

@@ -3,6 +3,7 @@
 
 use std::env;
 
+use aws_config::BehaviorVersion;
 use iris_fn::handler::Handler;
 use iris_fn::publish::IotPublisher;
 use iris_fn::store::S3Store;
@@ -18,7 +19,7 @@ async fn main() -> Result<(), Error> {
         .with_target(false)
         .init();
 
-    let config = aws_config::load_from_env().await;
+    let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
     let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
     let handler = Handler::new(store, publisher, setting("STACK")?);

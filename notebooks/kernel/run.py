@@ -91,8 +91,14 @@ class Progress:
         self.label, self.since, self.spoken = "", 0.0, 0.0
 
     def say(self, line: str) -> None:
-        """Print one line, over the counting one if there is one."""
-        print("\r\x1b[K" * sys.stdout.isatty() + line, flush=True)
+        """Print one line."""
+        self.wipe()
+        print(line, flush=True)
+
+    def wipe(self) -> None:
+        """Remove the counting line, if there is one."""
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="", flush=True)
 
     def begin(self, label: str) -> None:
         """From now on, `label` is what runs."""
@@ -102,6 +108,7 @@ class Progress:
     def end(self, source: str = "") -> float:
         """Nothing runs now; a slow cell gets its line. Returns the seconds since `begin`."""
         label, self.label, seconds = self.label, "", time.monotonic() - self.since
+        self.wipe()
         if source and seconds > SLOW_CELL:
             self.say(f"  {label:8} {seconds:6.1f} s  {source.strip().splitlines()[0][:80]}")
         return seconds
@@ -135,7 +142,8 @@ class Runner:
     async def run(self, notebooks: list[Notebook]) -> int:
         """Run them all; returns the exit code. The summary is written in every case."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # nohup
+        for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
             loop.add_signal_handler(number, self.stop, number, task)
         ticker = asyncio.create_task(self.progress.tick())
         try:
@@ -401,6 +409,9 @@ def main() -> int:
         return 130
     except BrokenPipeError:  # `run.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that went away
+        complain(f"run.py: cannot go on ({error}): see to that and run it again")
         return 1
 
 

@@ -272,18 +272,18 @@ def test_a_failing_cell_is_named_with_its_source_and_message(
     bench: Workbench, name: str, source: str, complaints: list[str]
 ) -> None:
     excused = new_code_cell(source, metadata={"tags": ["raises-exception"]})
-    path = bench.notebook(name, new_markdown_cell("# 1"), new_raw_cell("raw"), "1;", excused, 'panic!("not me")')
-    before = path.read_bytes()
+    before = [new_markdown_cell("# 1"), new_raw_cell("raw"), "1;"]
+    path = bench.notebook(name, *before, excused, 'panic!("not me")')
+    original = path.read_bytes()
     limit = 3 if name == "timeout" else 60
     outcome = bench.run("--in-place", "--summary", "s.json", "--timeout", limit, path)
     assert outcome.code == 1
     assert f"{name}: cell 2 failed" in outcome.stderr
     assert f"    {source}" in outcome.stderr
     assert f"out/{name}.ipynb" in outcome.stderr
-    for complaint in complaints:
-        assert complaint in outcome.stderr
+    assert all(complaint in outcome.stderr for complaint in complaints)
     assert "not me" not in outcome.stderr and "\x1b" not in outcome.stderr
-    assert path.read_bytes() == before
+    assert path.read_bytes() == original
     assert bench.executed(name).cells[2].execution_count == 1
     (report,) = json.loads((bench.folder / "s.json").read_text())["notebooks"]
     assert (report["name"], report["ok"]) == (name, False)
@@ -340,15 +340,16 @@ def test_a_good_notebook_is_run_saved_and_checked(bench: Workbench) -> None:
 
 @needs_kernel
 def test_notebooks_have_fresh_kernels_and_a_failure_stops_the_run(bench: Workbench) -> None:
+    empty = bench.notebook("empty", new_markdown_cell("nothing to run"))
     one = bench.notebook("one", "let a: i32 = 1;", JSON_CELL % '"{\\"key\\": 1}"')
     two = bench.notebook("two", "let a: i32 = a + 1;")
-    empty = bench.notebook("empty", new_markdown_cell("nothing to run"))
     three = bench.notebook("three", "1")
     outcome = bench.run(empty, one, two, three, "--summary", "s.json")
     assert outcome.code == 1
     assert "two: cell 1 failed" in outcome.stderr and "cannot find value `a`" in outcome.stderr
     summary = json.loads((bench.folder / "s.json").read_text())
-    assert [(r["name"], r["ok"]) for r in summary["notebooks"]] == [("empty", True), ("one", True), ("two", False)]
+    verdicts = {report["name"]: report["ok"] for report in summary["notebooks"]}
+    assert verdicts == {"empty": True, "one": True, "two": False}
     assert summary["key"] == 1
     assert not (bench.folder / "out" / "three.ipynb").exists()
 
@@ -410,7 +411,8 @@ def test_without_a_kernel_the_next_step_is_make_setup(bench: Workbench) -> None:
     path = bench.notebook("a", "1")
     missing = bench.run(path, prefix=bench.folder / "nowhere")
     assert missing.code == 2
-    assert missing.stderr.startswith("run.py: there is no kernel `rust` in ") and "`make setup`" in missing.stderr
+    assert missing.stderr.startswith("run.py: there is no kernel `rust` in ")
+    assert "run `make setup`" in missing.stderr
     prefix = environment(bench.folder, "/nowhere/evcxr_jupyter")
     gone = bench.run(path, prefix=prefix)
     assert gone.code == 2 and "/nowhere/evcxr_jupyter is not there: run `make setup`" in gone.stderr
@@ -426,7 +428,7 @@ def test_a_wrong_command_line_is_one_sentence(bench: Workbench) -> None:
     text.write_text("not JSON")
     other.write_text("{}")
     (bench.folder / "file").write_text("")
-    for arguments, sentence in [
+    wrong = [
         (["gone.ipynb"], "there is no notebook gone.ipynb: check the path"),
         ([text], "text.ipynb is not a valid notebook"),
         ([other], "other.ipynb is not a valid notebook"),
@@ -437,8 +439,10 @@ def test_a_wrong_command_line_is_one_sentence(bench: Workbench) -> None:
         ([good, "--summary", "file/x"], "cannot write to file"),
         ([good, "--timeout", "soon"], "--timeout or CELL_TIMEOUT is 'soon'"),
         ([good, "--timeout", "0"], "--timeout or CELL_TIMEOUT is '0'"),
-    ]:
-        outcome = bench.run(*arguments, prefix=prefix)
+    ]
+    started = [bench.start(*arguments, prefix=prefix) for arguments, _ in wrong]
+    for process, (_, sentence) in zip(started, wrong):
+        outcome = bench.finish(process)
         assert (outcome.code, outcome.stdout) == (2, "")
         assert outcome.stderr.startswith("run.py: ") and outcome.stderr.count("\n") == 1
         assert sentence in outcome.stderr

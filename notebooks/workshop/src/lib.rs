@@ -4,8 +4,8 @@
 //! A notebook starts with `use workshop::*;` and from there on names each crate as anywhere else.
 
 pub use {
-    aws_config, aws_sdk_lambda, aws_sdk_s3, iris_fn, linfa, linfa_logistic, ndarray, plotters, polars, rumqttc,
-    serde_json, tokio,
+    aws_config, aws_sdk_lambda, aws_sdk_s3, iris_fn, linfa, linfa_logistic, ndarray, plotters,
+    polars, rumqttc, serde_json, tokio,
 };
 
 use plotters::style::RGBColor;
@@ -13,19 +13,28 @@ use polars::prelude::{AnyValue, DataFrame};
 
 /// Setosa, versicolor, virginica, in colours that people with any colour vision can tell apart
 /// (Okabe and Ito, Color Universal Design, 2008).
-pub const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115)];
+pub const COLOURS: [RGBColor; 3] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+];
 
 /// A setting that `make` hands to the kernel, such as `STACK`.
 ///
 /// # Panics
 /// When the notebook was opened without `make lab`; the message says so.
 pub fn setting(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: start JupyterLab with `make lab`"))
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: start JupyterLab with `make lab`"))
 }
 
 /// Show a data frame as a table, floats with up to four decimals.
 pub fn table(frame: &DataFrame) {
-    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let escape = |text: &str| {
+        text.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+    };
     let cell = |value: &AnyValue| match value {
         AnyValue::Float64(x) => format!("{}", (x * 1e4).round() / 1e4),
         value => escape(&value.str_value()),
@@ -38,7 +47,10 @@ pub fn table(frame: &DataFrame) {
     for row in 0..frame.height() {
         html += "<tr>";
         for column in frame.columns() {
-            html += &format!("<td>{}</td>", column.get(row).as_ref().map(cell).unwrap_or_default());
+            html += &format!(
+                "<td>{}</td>",
+                column.get(row).as_ref().map(cell).unwrap_or_default()
+            );
         }
         html += "</tr>";
     }
@@ -57,7 +69,10 @@ extern "C" fn short_panics() {
 
 // Runs when the library is loaded, before any cell.
 #[used]
-#[allow(unsafe_code, reason = "placing a function pointer where the loader looks for constructors")]
+#[allow(
+    unsafe_code,
+    reason = "placing a function pointer where the loader looks for constructors"
+)]
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_os = "macos"), unsafe(link_section = ".init_array"))]
 static ON_LOAD: extern "C" fn() = short_panics;
