@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def test_svg_in_html_is_compared_in_pixels() -> None:
 
 
 def test_a_cell_that_varies_keeps_its_words_only() -> None:
-    old, new = cell("took 9 ms", shown(text_html="x"), tags=("varies",)), cell("took 7 s", shown(text_html="y"))
+    old = cell("took 9 ms", shown(text_html="x"), tags=("varies",))
+    new = cell("took 7 s", shown(text_html="y"))
     assert cell_difference(old, new) is None
     assert cell_difference(old, cell("failed after 9 ms", shown(text_html="x")))
 
@@ -130,7 +132,8 @@ def test_a_log_may_say_anything() -> None:
 
 def test_outputs_count_as_committed_only_if_run_from_top_to_bottom() -> None:
     def notebook(*counts: int | None) -> nbformat.NotebookNode:
-        return new_notebook(cells=[new_code_cell("1", execution_count=n) for n in counts] + [new_code_cell("")])
+        executed = [new_code_cell("1", execution_count=n) for n in counts]
+        return new_notebook(cells=[*executed, new_code_cell("")])
 
     assert is_executed(notebook(2, 3, 7))
     assert not is_executed(notebook(1, None))
@@ -207,8 +210,8 @@ class Workbench:
         """Start run.py; `prefix` stands for the virtual environment in which it looks for the kernel."""
         script = [str(HERE / "run.py")]
         if prefix:
-            code = "import runpy, sys; sys.prefix = sys.argv.pop(1); sys.argv.pop(0); sys.path.insert(0, %r); "
-            code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+            code = "import runpy, sys; sys.prefix = sys.argv.pop(1); sys.argv.pop(0); "
+            code += "sys.path.insert(0, %r); runpy.run_path(sys.argv[0], run_name='__main__')"
             script = ["-c", code % str(HERE), str(prefix), *script]
         name, value = self.mark.split("=")
         return subprocess.Popen(
@@ -232,7 +235,8 @@ class Workbench:
     def marked(self) -> list[str]:
         """The living processes that carry our mark in their environment."""
         if Path("/proc/self/environ").exists():
-            return [pid.name for pid in Path("/proc").iterdir() if pid.name.isdecimal() and self.has_mark(pid)]
+            folders = Path("/proc").glob("[0-9]*")
+            return [folder.name for folder in folders if self.has_mark(folder)]
         listing = subprocess.run(["ps", "axeww", "-o", "pid,stat,command"], capture_output=True, text=True)
         return [line for line in listing.stdout.splitlines() if self.mark in line]
 
@@ -382,7 +386,7 @@ def test_ctrl_c_while_the_kernel_starts_leaves_nothing(bench: Workbench) -> None
     assert (outcome.code, outcome.left) == (130, [])
 
 
-def wait_for(condition: object, limit: float = 60) -> None:
+def wait_for(condition: Callable[[], object], limit: float = 60) -> None:
     """Poll until `condition()` holds; fail after `limit` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
