@@ -32,8 +32,11 @@ async fn main() -> Result<(), Error> {
     }
 
     let handler = &handler;
-    run(service_fn(move |event: LambdaEvent<Box<RawValue>>| async move { handler.handle(&event.payload).await }))
-        .await
+    let answer = move |event: LambdaEvent<Box<RawValue>>| async move {
+        let reply = handler.handle(&event.payload).await?;
+        Ok::<_, Error>(reply)
+    };
+    run(service_fn(answer)).await
 }
 
 /// A setting that the template gives to the function.
