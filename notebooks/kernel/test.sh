@@ -11,7 +11,7 @@ say "unit, property and doc tests"
 cargo test --locked --profile notebook --package iris_fn --package deploy
 
 say "lints"
-cargo clippy --locked --profile notebook --package iris_fn --package deploy --package workshop --all-targets -- -D warnings
+cargo clippy --locked --profile notebook --package iris_fn --package deploy --all-targets -- -D warnings
 
 say "test tools"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r notebooks/kernel/requirements-test.txt
