@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_lambda::client::Waiters;
+use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurationOutput;
 use aws_sdk_lambda::primitives::Blob;
 use iris_fn::Model;
 use iris_fn::model::{CURRENT_KEY, FEATURE_NAMES, sha256_hex};
@@ -51,18 +52,9 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, arch: Architecture) -> Result<()>
         .wait(Duration::from_secs(120))
         .await
         .with_context(|| format!("function {name} does not become ready"))?;
-    // Publishing code and settings that are published already gives back the version that has them.
-    let published = lambda
-        .publish_version()
-        .function_name(&name)
-        .send()
-        .await
-        .context("could not publish a version")?;
-    let version = published
-        .version()
-        .context("the new version has no number")?;
-    smoke_test(cloud, version, &model).await?;
-    move_live(cloud, version).await?;
+    let version = publish(cloud).await?;
+    smoke_test(cloud, &version, &model).await?;
+    move_live(cloud, &version).await?;
     println!(
         "deployed in {:.1} s: try `make invoke`",
         started.elapsed().as_secs_f64()
@@ -110,6 +102,43 @@ async fn upload(cloud: &Cloud, code: Vec<u8>) -> Result<String> {
         Err(e) => return Err(e).context("could not look for the code in the bucket"),
     }
     Ok(key)
+}
+
+/// Publish the function's code and settings as a version, unless `live` has just these already.
+async fn publish(cloud: &Cloud) -> Result<String> {
+    let (lambda, name) = (cloud.lambda(), cloud.function());
+    let latest = lambda
+        .get_function_configuration()
+        .function_name(&name)
+        .send()
+        .await?;
+    let live = lambda
+        .get_function_configuration()
+        .function_name(&name)
+        .qualifier(LIVE)
+        .send()
+        .await?;
+    // What decides how a call is answered; a description, say, does not.
+    let behaviour = |c: &GetFunctionConfigurationOutput| {
+        let code = (
+            c.code_sha256.clone(),
+            c.runtime.clone(),
+            c.handler.clone(),
+            c.architectures.clone(),
+        );
+        let variables = c.environment().and_then(|e| e.variables()).cloned();
+        (code, variables, c.memory_size, c.timeout, c.role.clone())
+    };
+    if behaviour(&latest) == behaviour(&live) {
+        return live.version.context("`live` points to no version");
+    }
+    let published = lambda
+        .publish_version()
+        .function_name(&name)
+        .send()
+        .await
+        .context("could not publish a version")?;
+    published.version.context("the new version has no number")
 }
 
 /// Ask `version` for the model's golden rows, past `live`, and compare.

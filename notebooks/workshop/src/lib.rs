@@ -4,8 +4,8 @@
 //! A notebook starts with `use workshop::*;` and from there on names each crate as anywhere else.
 
 pub use {
-    aws_config, aws_sdk_lambda, aws_sdk_s3, iris_fn, linfa, linfa_logistic, ndarray, plotters,
-    polars, rumqttc, serde_json, tokio,
+    aws_config, aws_sdk_lambda, aws_sdk_s3, base64, iris_fn, linfa, linfa_logistic, ndarray,
+    plotters, polars, rumqttc, serde_json, tokio,
 };
 
 use plotters::style::RGBColor;
