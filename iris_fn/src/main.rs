@@ -16,6 +16,7 @@ async fn main() -> Result<(), Error> {
         .json()
         .flatten_event(true)
         .with_current_span(false)
+        .with_span_list(false)
         .with_target(false)
         .init();
 

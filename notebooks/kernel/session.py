@@ -19,6 +19,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from zmq import ZMQError
 
 KERNEL = "rust"
 START_LIMIT = 600  # seconds; the kernel starts in 5, but its make target may have something to build first
@@ -140,7 +141,7 @@ class Kernel:
         started on purpose, in a session of its own, lives on."""
         try:
             end_group(self.manager.provisioner)
-            with suppress(RuntimeError):  # it has not even started
+            with suppress(RuntimeError, ZMQError):  # it has not even started, or died at once
                 await self.manager.shutdown_kernel(now=True)
             if self.client and self.client.kc:
                 self.client.kc.stop_channels()

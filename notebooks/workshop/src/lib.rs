@@ -5,8 +5,13 @@
 
 pub use {
     aws_config, aws_sdk_lambda, aws_sdk_s3, base64, iris_fn, linfa, linfa_logistic, ndarray,
-    plotters, polars, rumqttc, serde_json, tokio,
+    plotters, polars, rumqttc, serde_json,
 };
+
+/// The one Tokio in a kernel. Cells reach it as the crate `tokio`, by way of `notebooks/kernel/tokio`.
+pub mod kernel {
+    pub use tokio;
+}
 
 use plotters::style::RGBColor;
 use polars::prelude::{AnyValue, DataFrame};
@@ -62,9 +67,12 @@ pub fn report(results: &serde_json::Value) {
     evcxr_runtime::mime_type("application/json").text(results.to_string());
 }
 
-/// A panic in a cell is shown in a line or two, without the sixty frames below it.
-extern "C" fn short_panics() {
+extern "C" fn prepare() {
+    // A panic in a cell is shown in a line or two, without the sixty frames below it.
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    // Two TLS back ends come in with the crates above, and rustls wants to be told which one to use.
+    let provider = rumqttc::tokio_rustls::rustls::crypto::aws_lc_rs::default_provider();
+    let _ = provider.install_default(); // an error only says that one is installed already
 }
 
 // Runs when the library is loaded, before any cell.
@@ -75,4 +83,4 @@ extern "C" fn short_panics() {
 )]
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_os = "macos"), unsafe(link_section = ".init_array"))]
-static ON_LOAD: extern "C" fn() = short_panics;
+static ON_LOAD: extern "C" fn() = prepare;

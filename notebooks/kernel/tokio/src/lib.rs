@@ -1,1 +1,2 @@
-pub use workshop::tokio::*;
+//! The Tokio that is linked into `workshop`, under the name that evcxr looks for.
+pub use workshop::kernel::tokio::*;
