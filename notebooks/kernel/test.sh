@@ -19,5 +19,8 @@ say "test tools"
 say "template"
 .venv/bin/cfn-lint deploy/template.yaml
 
-say "the local cloud and the notebook runner"
-.venv/bin/python -m pytest -q -p no:cacheprovider deploy/tests notebooks/kernel
+say "the function is built and zipped"
+make build
+
+say "the local cloud, the notebook runner, the whole path, and the notebooks themselves"
+.venv/bin/python -m pytest -p no:cacheprovider deploy/tests notebooks/kernel
