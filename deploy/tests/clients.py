@@ -1,0 +1,140 @@
+"""Who walks the path from outside: `make`, boto3 and paho-mqtt, none of which knows our Rust code."""
+
+import hashlib
+import json
+import os
+import queue
+import socket
+import ssl
+import subprocess
+from collections import deque
+from pathlib import Path
+
+import boto3
+import paho.mqtt.client as mqtt
+from botocore.config import Config
+from test_local import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICES = ROOT / "target/devices"
+STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
+BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
+
+
+def run(command, environment):
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
+    )
+    assert not any(word in done.stdout + done.stderr for word in ("Traceback", "panicked")), done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+class Cloud:
+    """The project's Makefile, and AWS clients for the cloud that it runs."""
+
+    def __init__(self, directory):
+        self.dir = directory
+        self.gateway, self.mqtt = free_ports(2)
+        self.settings = {
+            "STACK": STACK, "TARGET": "local", "LOCAL_DIR": directory,
+            "GATEWAY_PORT": self.gateway, "IOT_MTLS_PORT": self.mqtt,
+        }  # fmt: skip
+
+    def make(self, target, **changes):
+        """(exit code, stdout, stderr) of `make target`; neither Python nor Rust may break down in it."""
+        settings = [f"{name}={value}" for name, value in {**self.settings, **changes}.items()]
+        # Under `make test` these would hand the outer make's own settings down.
+        outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
+        environment = {name: value for name, value in os.environ.items() if name not in outer}
+        return run(["make", target, *settings], environment)
+
+    def must(self, target, **changes):
+        """What `make target` says when it succeeds."""
+        code, out, err = self.make(target, **changes)
+        assert code == 0, f"make {target}: {out}\n{err}"
+        return out
+
+    def client(self, service):
+        return boto3.client(
+            service, endpoint_url=f"http://127.0.0.1:{self.gateway}", region_name=REGION, aws_access_key_id="test",
+            aws_secret_access_key="test", config=Config(retries={"max_attempts": 0}),
+        )  # fmt: skip
+
+    def publish(self, model):
+        """As notebook 02 does with the Rust SDK: a name that never changes, then the copy that is in use."""
+        for key in (f"models/{sha256(model)}.json", "models/current.json"):
+            self.client("s3").put_object(Bucket=BUCKET, Key=key, Body=model)
+
+    def invoke(self, payload):
+        """The answer of `live`. Whatever is asked, the invocation itself succeeds."""
+        reply = self.client("lambda").invoke(FunctionName=FUNCTION, Qualifier="live", Payload=payload)
+        assert "FunctionError" not in reply
+        return json.loads(reply["Payload"].read())
+
+    def alias(self):
+        alias = self.client("lambda").get_alias(FunctionName=FUNCTION, Name="live")
+        return alias["FunctionVersion"], alias["RevisionId"]
+
+
+class Device:
+    """An MQTT client with what `make device` wrote: it checks the broker's name, the broker its certificate."""
+
+    def __init__(self, name, client_id=None):
+        folder = DEVICES / name
+        self.endpoint = json.loads((folder / "endpoint.json").read_text())
+        self.id, self.inbox, self._events = self.endpoint["client_id"], queue.Queue(), queue.Queue()
+        tls = ssl.create_default_context(cafile=folder / "ca.pem")  # CERT_REQUIRED and check_hostname
+        tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id or self.id, reconnect_on_failure=False)
+        self.client.tls_set_context(tls)
+        self.client.on_socket_open = lambda _c, _u, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.client.on_connect = lambda _c, _u, _flags, reason, _p: self._events.put(not reason.is_failure)
+        self.client.on_subscribe = lambda _c, _u, _id, reasons, _p: self._events.put(not reasons[0].is_failure)
+        self.client.on_disconnect = lambda *_: self._events.put(False)
+        self.client.on_message = lambda _c, _u, message: self.inbox.put(json.loads(message.payload))
+
+    def __enter__(self):
+        self.client.connect(self.endpoint["host"], self.endpoint["port"])
+        self.client.loop_start()
+        self.accepted = self._events.get(timeout=10)  # by a CONNACK; False: refused, or hung up on
+        return self
+
+    def __exit__(self, *_):
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def subscribe(self, topic):
+        """Whether the broker grants it: it says so in a SUBACK, or it refuses or hangs up."""
+        self.client.subscribe(topic, qos=1)
+        return self._events.get(timeout=10)
+
+    def listening(self):
+        assert self.accepted and self.subscribe(f"{STACK}/response/{self.id}")
+        return self
+
+    def send(self, payload):
+        self.client.publish(f"{STACK}/request/{self.id}", payload, qos=1)
+
+    def ask(self, questions, window=8):
+        """{request_id: answer}, with few questions under way at a time. MQTT and Lambda may both lose one: when
+        nothing comes for 3 s, all that are open are asked again by the same request_id."""
+        left, asked, answers, patience = deque(questions), {}, {}, 4
+        while left or asked:
+            while left and len(asked) < window:
+                question = left.popleft()
+                asked[question["request_id"]] = json.dumps(question)
+                self.send(asked[question["request_id"]])
+            try:
+                answer = self.inbox.get(timeout=3)
+                answers[answer["request_id"]] = answer
+                asked.pop(answer["request_id"], None)  # None: answered twice, as it was asked twice
+            except queue.Empty:
+                patience -= 1
+                assert patience, f"no answer to {list(asked)}"
+                for payload in asked.values():
+                    self.send(payload)
+        return answers

@@ -1,0 +1,368 @@
+"""The whole cloud path, as a user drives it with `make` and as an outside client meets it.
+
+The path is the workshop's own: `make bucket`, publish a model, `make deploy`, `make device`, ask over MQTT,
+`make destroy`. Notebooks 02 to 04 publish and ask with the Rust SDK and rumqttc, and are tested on their own; here
+boto3 and paho-mqtt do it (clients.py). What is right is said by scikit-learn: iris_fn/tests/reference.json holds
+the weights that it found for the same data.
+
+The local cloud is started here, on ports and in a folder of its own, beside whatever else is running. The tests
+share one deployed stack, and the last one takes it away.
+"""
+
+import csv
+import json
+import math
+import queue
+import random
+import socket
+import ssl
+import time
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from botocore.exceptions import ClientError
+from clients import ACCOUNT, BUCKET, DEVICES, FUNCTION, REGION, ROOT, STACK, Cloud, Device, run, sha256
+from test_local import alive, free_ports, wait_for
+
+MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/iris_fn.zip"
+REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
+FEATURES, CLASSES = REFERENCE["features"], REFERENCE["classes"]
+US, OTHER = "walkthrough", "walkthrough-other"  # two devices
+SETOSA = dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2]))
+
+
+def probabilities(weights, intercepts, x):
+    """P(k) = exp(z_k) / Σ_j exp(z_j), z = weights · x + intercepts; shifted, so that exp cannot overflow."""
+    z = [b + sum(w * v for w, v in zip(row, x)) for row, b in zip(weights, intercepts)]
+    powers = [math.exp(each - max(z)) for each in z]
+    return [power / sum(powers) for power in powers]
+
+
+def expected(x):
+    """{class: probability} by scikit-learn's weights."""
+    p = probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], x)
+    return pytest.approx(dict(zip(CLASSES, p)), abs=1e-4)
+
+
+def question(**changes):
+    return json.dumps({"request_id": "r", **SETOSA, **changes}).encode()
+
+
+def iris():
+    with open(ROOT / "data/iris.csv", newline="") as file:
+        return [(tuple(float(row[name]) for name in FEATURES), row["species"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The bytes of target/model.json, made by notebook 01."""
+    if not MODEL.exists():
+        code, out, err = run([ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb"], None)
+        assert code == 0, out + err
+    return MODEL.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory, model):
+    """A cloud with the stack, a model and two devices in it; afterwards nothing of that is left."""
+    cloud = Cloud(tmp_path_factory.mktemp("walkthrough") / "local")
+    cloud.must("local")
+    pid = json.loads((cloud.dir / "pid").read_text())["pid"]
+    try:
+        cloud.must("bucket")
+        cloud.publish(model)
+        if not ZIP.exists():
+            cloud.must("build")
+        cloud.must("deploy")
+        for name in (US, OTHER):
+            cloud.must("device", NAME=name)
+        yield cloud
+    finally:
+        code, *said = cloud.make("destroy")
+        cloud.must("stop")
+    assert code == 0, said
+    assert not any((DEVICES / name).exists() for name in (US, OTHER))
+    wait_for(lambda: not alive(pid), 5)
+
+
+@pytest.fixture
+def device(cloud):
+    """The first device, connected and listening to its answers."""
+    with Device(US) as device:
+        yield device.listening()
+
+
+# --- the model --------------------------------------------------------------
+
+
+def test_the_model_is_the_one_that_scikit_learn_finds(model):
+    model = json.loads(model)
+    for row, reference in zip(model["weights"], REFERENCE["weights_class_by_feature"], strict=True):
+        assert row == pytest.approx(reference, abs=1e-3)
+    assert model["intercepts"] == pytest.approx(REFERENCE["intercepts"], abs=1e-3)
+    assert model["training"]["log_loss"] == pytest.approx(REFERENCE["train_log_loss"], abs=1e-4)
+    assert model["training"]["cv_accuracy"] == pytest.approx(REFERENCE["five_fold"]["mean"], abs=1e-3)
+    for probe in REFERENCE["probes"]:
+        assert probabilities(model["weights"], model["intercepts"], probe["x"]) == pytest.approx(probe["p"], abs=1e-4)
+
+
+def test_the_model_file_keeps_the_contract(model):
+    model, rows = json.loads(model), iris()
+    assert list(model) == "schema kind features classes weights intercepts training golden".split()
+    assert (model["schema"], model["kind"]) == (1, "multinomial_logistic_regression")
+    ranges = [(min(column), max(column)) for column in zip(*(x for x, _ in rows))]
+    assert model["features"] == [
+        {"name": name, "unit": "cm", "min": low, "max": high} for name, (low, high) in zip(FEATURES, ranges)
+    ]
+    assert model["classes"] == CLASSES
+    assert [len(row) for row in model["weights"]] == [4, 4, 4] and len(model["intercepts"]) == 3
+    training = model["training"]
+    assert set(training) == set("data_sha256 rows alpha iterations gradient_norm log_loss cv_accuracy".split())
+    assert training["data_sha256"] == REFERENCE["iris_csv_sha256"] == sha256((ROOT / "data/iris.csv").read_bytes())
+    assert (training["rows"], training["alpha"]) == (len(rows), 1.0)
+    assert model["golden"]
+    for row in model["golden"]:
+        assert set(row) == {"features", "probabilities"}
+        again = probabilities(model["weights"], model["intercepts"], row["features"])
+        assert again == pytest.approx(row["probabilities"], rel=0, abs=1e-9)
+
+
+# --- deploying --------------------------------------------------------------
+
+
+def test_a_second_deploy_or_bucket_changes_nothing(cloud):
+    def state():
+        return cloud.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"], cloud.alias()
+
+    before = state()
+    assert f"stack {STACK}: no changes" in cloud.must("deploy")
+    assert f"bucket {BUCKET} is there" in cloud.must("bucket")
+    assert state() == before
+
+
+def edited(model):
+    """A weight changed by hand: still JSON, still the right shape."""
+    model = json.loads(model)
+    model["weights"][0][2] += 0.001
+    return json.dumps(model).encode()
+
+
+@pytest.mark.parametrize(
+    "damage, reason", [(edited, "golden row 0"), (lambda model: model[: len(model) // 2], "not a model file")]
+)
+def test_a_damaged_model_is_not_deployed_and_live_keeps_the_good_one(cloud, model, damage, reason):
+    live, storage = cloud.alias(), cloud.client("s3")
+    storage.put_object(Bucket=BUCKET, Key="models/current.json", Body=damage(model))
+    try:
+        code, _, err = cloud.make("deploy")
+        assert code != 0
+        assert f"s3://{BUCKET}/models/current.json is refused: " in err and reason in err
+        assert cloud.alias() == live
+        assert cloud.invoke(question())["model"] == sha256(model)
+    finally:
+        cloud.publish(model)
+
+
+def test_a_new_model_is_served_after_the_next_deploy(cloud, model):
+    retrained = model.replace(b'"iterations": ', b'"iterations": 1')  # another file, the same weights
+    try:
+        for current in (retrained, model):  # to the new one, and back again
+            cloud.publish(current)
+            cloud.must("deploy")
+            assert cloud.invoke(question())["model"] == sha256(current)
+    finally:
+        cloud.publish(model)
+
+
+@pytest.mark.parametrize(
+    "target, setting, rule",
+    [
+        ("bucket", {"STACK": "Bad_Name"}, "a stack name is 1 to 20 lower-case letters and digits, a letter first"),
+        ("device", {"NAME": "../lily"}, "a device name is 1 to 64 letters, digits, `-` or `_`"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_rule(cloud, target, setting, rule):
+    code, _, err = cloud.make(target, **setting)
+    assert code != 0 and rule in err
+
+
+def test_a_cloud_that_is_down_is_named_with_the_way_out():
+    """`make status` would start it: this is what it calls, with the settings that it passes on."""
+    url, began = f"http://127.0.0.1:{free_ports(1)[0]}", time.monotonic()
+    settings = {"STACK": STACK, "TARGET": "local", "AWS_ENDPOINT_URL": url, "AWS_REGION": REGION,
+                "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # fmt: skip
+    code, out, err = run([ROOT / "target/notebook/deploy", "status"], {**os.environ, **settings})
+    assert code != 0 and out == ""
+    assert err.startswith(f"error: no answer from the local cloud at {url}") and "`make local` starts it" in err
+    assert err.count("\n") == 1
+    assert time.monotonic() - began < 20
+
+
+# --- a direct call ----------------------------------------------------------
+
+
+def test_a_direct_call_is_answered_with_every_field_of_the_contract(cloud, model):
+    answer = cloud.invoke(question())
+    assert set(answer) == set("request_id species probabilities in_distribution model cold_start handler_us".split())
+    assert (answer["request_id"], answer["species"], answer["in_distribution"]) == ("r", "setosa", True)
+    assert answer["model"] == sha256(model)
+    assert answer["probabilities"] == expected(SETOSA.values())
+    assert type(answer["cold_start"]) is bool and type(answer["handler_us"]) is int
+
+
+def test_a_batch_is_answered_in_order(cloud):
+    rows = iris()[::-1]
+    flowers = [dict(zip(FEATURES, x)) for x, _ in rows]
+    answer = cloud.invoke(json.dumps({"request_id": "r", "flowers": flowers}))
+    assert set(answer) == {"request_id", "predictions", "model", "cold_start", "handler_us"}
+    assert [p["probabilities"] for p in answer["predictions"]] == [expected(x) for x, _ in rows]
+    assert sum(p["species"] == species for p, (_, species) in zip(answer["predictions"], rows, strict=True)) == 146
+
+
+def test_a_warm_up_is_answered_as_such(cloud):
+    assert cloud.invoke(b'{"warmup": true}') == {"warm": True, "cold_start": False}
+
+
+# --- over MQTT --------------------------------------------------------------
+
+
+def test_200_flowers_that_training_never_saw_are_answered_right(device, model):
+    dice, seen, flowers = random.Random(2026), {x for x, _ in iris()}, {}
+    ranges = [(feature["min"], feature["max"]) for feature in json.loads(model)["features"]]
+    while len(flowers) < 200:
+        reach = dice.choice([ranges, [(0, 10)] * 4])  # what training saw; what it need not have seen
+        x = tuple(round(dice.uniform(low, high), 2) for low, high in reach)
+        if x not in seen:
+            flowers[f"flower-{len(flowers)}"] = x
+    answers = device.ask({"request_id": name, **dict(zip(FEATURES, x))} for name, x in flowers.items())
+    assert answers.keys() == flowers.keys()
+    for name, x in flowers.items():
+        assert answers[name]["probabilities"] == expected(x)
+        assert answers[name]["in_distribution"] == all(low <= v <= high for v, (low, high) in zip(x, ranges))
+        assert answers[name]["model"] == sha256(model)
+    assert 50 < sum(answer["in_distribution"] for answer in answers.values()) < 150  # there were both kinds
+
+
+def test_a_batch_too_large_for_mqtt_is_refused_with_the_number_that_fits(device):
+    flowers = [SETOSA] * 1000
+    refusal = device.ask([{"request_id": "all", "flowers": flowers}])["all"]["error"]
+    assert refusal["code"] == "too_many_flowers"
+    fit = int(refusal["message"].partition("at most ")[2].split()[0])
+    answer = device.ask([{"request_id": "fit", "flowers": flowers[:fit]}])["fit"]
+    assert len(answer["predictions"]) == fit > 500
+
+
+REFUSALS = {
+    "empty": (b"", "malformed_json", None),
+    "not UTF-8": (b'{"request_id": "\xff"}', "malformed_json", None),
+    "half a request": (question()[:40], "malformed_json", None),
+    "a list": (b"[5.1, 3.5, 1.4, 0.2]", "malformed_json", None),
+    "deep": (b"[" * 200, "malformed_json", None),
+    "NaN": (question(petal_width=math.nan), "malformed_json", None),
+    "request_id a number": (question(request_id=7), "malformed_json", None),
+    "no request_id": (json.dumps(SETOSA).encode(), "missing_field", None),
+    "a warm-up": (b'{"warmup": true}', "missing_field", None),
+    "a field missing": (question().replace(b"petal_width", b"width"), "missing_field", "r"),
+    "a field missing in a list": (b'{"request_id": "r", "flowers": [{}]}', "missing_field", "r"),
+    "a string": (question(petal_width="0.2"), "not_a_number", "r"),
+    "1e308": (question(petal_width=1e308), "out_of_range", "r"),
+    "negative": (question(petal_width=-0.1), "out_of_range", "r"),
+    "flowers and fields": (question(flowers=[SETOSA]), "malformed_json", "r"),
+}
+
+
+@pytest.mark.parametrize("payload, code, request_id", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_bad_message_is_refused_with_its_code(device, payload, code, request_id):
+    device.send(payload)
+    refusal = device.inbox.get(timeout=10)
+    assert refusal.keys() == {"request_id", "error"} and refusal["error"].keys() == {"code", "message"}
+    assert (refusal["error"]["code"], refusal["request_id"]) == (code, request_id)
+    assert refusal["error"]["message"]
+
+
+def test_a_bad_direct_call_gets_the_same_refusal(cloud):
+    many = json.dumps({"request_id": "r", "flowers": [SETOSA] * 10_001})
+    names = ("a list", "no request_id", "a field missing", "a string", "1e308", "flowers and fields")
+    for payload, *expected in [(many, "too_many_flowers", "r"), *(REFUSALS[name] for name in names)]:
+        refusal = cloud.invoke(payload)
+        assert [refusal["error"]["code"], refusal["request_id"]] == expected
+
+
+def test_no_call_has_failed_and_no_dead_letter_was_left(cloud):
+    """A failed call is counted at once; the dead-letter queue gets it after the last retry."""
+    now, metrics, queues = datetime.now(timezone.utc), cloud.client("cloudwatch"), cloud.client("sqs")
+
+    def total(metric):
+        points = metrics.get_metric_statistics(
+            Namespace="AWS/Lambda", MetricName=metric, Dimensions=[{"Name": "FunctionName", "Value": FUNCTION}],
+            StartTime=now - timedelta(hours=1), EndTime=now + timedelta(minutes=1), Period=7200, Statistics=["Sum"],
+        )  # fmt: skip
+        return sum(point["Sum"] for point in points["Datapoints"])
+
+    assert total("Invocations") > 0 and total("Errors") == 0
+    url = queues.get_queue_url(QueueName=f"{STACK}-dead-letters")["QueueUrl"]
+    assert "Messages" not in queues.receive_message(QueueUrl=url, WaitTimeSeconds=1)
+
+
+# --- what a device may not --------------------------------------------------
+
+
+def test_without_a_certificate_the_handshake_fails(cloud):
+    tls = ssl.create_default_context(cafile=DEVICES / US / "ca.pem")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        with socket.create_connection(("127.0.0.1", cloud.mqtt), timeout=10) as plain:
+            with tls.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as secure:
+                secure.recv(1)  # in TLS 1.3 the client is done with its part before the broker refuses
+
+
+def test_a_device_cannot_be_another(cloud):
+    with Device(US, client_id=f"{STACK}-{OTHER}") as impostor:
+        assert not impostor.accepted
+
+
+@pytest.mark.parametrize(
+    "topic", ["#", "+/response/+", f"{STACK}/response/#", f"{STACK}/response/{STACK}-{OTHER}", f"{STACK}/request/+"]
+)
+def test_a_device_cannot_listen_to_others(device, topic):
+    assert not device.subscribe(topic)
+    with Device(OTHER) as other:
+        assert other.listening().ask([{"request_id": "private", **SETOSA}])
+    with pytest.raises(queue.Empty):
+        device.inbox.get(timeout=0.5)
+
+
+@pytest.mark.parametrize("kind", ["request", "response"])
+def test_a_device_cannot_speak_for_others(device, kind):
+    with Device(OTHER) as other:
+        other.listening()
+        device.client.publish(f"{STACK}/{kind}/{other.id}", question(request_id="forged"), qos=1)
+        time.sleep(0.5)
+        assert other.ask([{"request_id": "own", **SETOSA}]).keys() == {"own"}  # it would have heard
+
+
+# --- the end: keep this test the last ---------------------------------------
+
+
+def test_destroy_takes_all_of_the_stack_and_nothing_else(cloud):
+    storage, iot = cloud.client("s3"), cloud.client("iot")
+    neighbour = f"{STACK}about"  # a name that begins with ours
+    storage.create_bucket(Bucket=f"{neighbour}-{ACCOUNT}-{REGION}")
+    iot.create_thing(thingName=f"{neighbour}-lily", attributePayload={"attributes": {"stack": neighbour}})
+    storage.delete_object(Bucket=BUCKET, Key="models/current.json")  # leaves a delete marker, and versions below
+    assert len(iot.list_certificates()["certificates"]) == 2
+
+    assert f"nothing of stack {STACK} is left" in cloud.must("destroy")
+
+    with pytest.raises(ClientError, match="does not exist"):
+        cloud.client("cloudformation").describe_stacks(StackName=STACK)
+    assert [bucket["Name"] for bucket in storage.list_buckets()["Buckets"]] == [f"{neighbour}-{ACCOUNT}-{REGION}"]
+    assert [thing["thingName"] for thing in iot.list_things()["things"]] == [f"{neighbour}-lily"]
+    assert not iot.list_certificates()["certificates"] and not iot.list_policies()["policies"]
+    assert not iot.list_topic_rules()["rules"] and not cloud.client("lambda").list_functions()["Functions"]
+    assert not cloud.client("sqs").list_queues().get("QueueUrls")
+    roles = cloud.client("iam").list_roles()["Roles"]
+    assert not [role["RoleName"] for role in roles if role["RoleName"].startswith(f"{STACK}-")]
+    assert not cloud.client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{STACK}")["logGroups"]
+    assert not any((DEVICES / name).exists() for name in (US, OTHER))
+
+    assert cloud.must("destroy").endswith(f"nothing of stack {STACK} is there\n")
