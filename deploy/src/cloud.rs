@@ -120,13 +120,15 @@ impl Cloud {
                 "AWS (are you logged in? `aws sts get-caller-identity` must work)".to_owned()
             }
         };
+        // Without these, a cloud that accepts and never answers would hang the deployer for good.
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .read_timeout(Duration::from_secs(60))
+            .build();
+        let attempts = if target == Target::Local { 2 } else { 5 };
         let config = aws_config::defaults(BehaviorVersion::latest())
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(5))
-                    .build(),
-            )
-            .retry_config(RetryConfig::standard().with_max_attempts(5))
+            .timeout_config(timeouts)
+            .retry_config(RetryConfig::standard().with_max_attempts(attempts))
             .load()
             .await;
         let region = config

@@ -55,6 +55,16 @@ pub async fn destroy(cloud: &Cloud, devices: &Path) -> Result<()> {
         empty(cloud, objects).await?;
     }
     stack::delete(cloud).await?;
+    // Normally gone with the stack; a bucket that a half-made stack left behind is not.
+    if self::objects(cloud).await?.is_some() {
+        cloud
+            .s3()
+            .delete_bucket()
+            .bucket(cloud.bucket())
+            .send()
+            .await
+            .context("could not delete the bucket")?;
+    }
     for folder in folders {
         fs::remove_dir_all(&folder)
             .with_context(|| format!("cannot delete {}", folder.display()))?;

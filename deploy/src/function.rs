@@ -20,6 +20,8 @@ use crate::stack;
 pub const LIVE: &str = "live";
 /// What `make invoke` asks: the first flower of the data.
 pub const SAMPLE_REQUEST: &str = r#"{"request_id": "hello", "sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}"#;
+/// Longer than the template's MODEL_TTL, after which a container looks for a newer model.
+const MODEL_WAIT: Duration = Duration::from_secs(30);
 /// Probabilities travel as decimal text and come from another processor: see the model's own check.
 const TOLERANCE: f64 = iris_fn::model::GOLDEN_TOLERANCE;
 
@@ -155,7 +157,13 @@ async fn smoke_test(cloud: &Cloud, version: &str, model: &Model) -> Result<()> {
         })
         .collect();
     let request = json!({"request_id": "smoke-test", "flowers": flowers}).to_string();
-    let answer: Value = serde_json::from_slice(&call(cloud, version, &request).await?)?;
+    // A warm container may still hold the model before this one; it looks for a newer one by itself.
+    let deadline = Instant::now() + MODEL_WAIT;
+    let mut answer: Value = serde_json::from_slice(&call(cloud, version, &request).await?)?;
+    while answer["model"] != model.sha256() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        answer = serde_json::from_slice(&call(cloud, version, &request).await?)?;
+    }
 
     let refuse =
         |what: String| format!("version {version} is not put live: {what}\n  it answered {answer}");

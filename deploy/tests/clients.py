@@ -21,10 +21,15 @@ STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
 
 
-def run(command, environment):
+def run(*command, **settings):
+    """(exit code, stdout, stderr) of a command; neither Python nor Rust may break down in it."""
+    # Under `make test` these would hand the outer make's own settings down.
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
-    )
+        command, cwd=ROOT, env={**environment, **settings}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
     assert not any(word in done.stdout + done.stderr for word in ("Traceback", "panicked")), done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -45,12 +50,7 @@ class Cloud:
         }  # fmt: skip
 
     def make(self, target, **changes):
-        """(exit code, stdout, stderr) of `make target`; neither Python nor Rust may break down in it."""
-        settings = [f"{name}={value}" for name, value in {**self.settings, **changes}.items()]
-        # Under `make test` these would hand the outer make's own settings down.
-        outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
-        environment = {name: value for name, value in os.environ.items() if name not in outer}
-        return run(["make", target, *settings], environment)
+        return run("make", target, *(f"{name}={value}" for name, value in {**self.settings, **changes}.items()))
 
     def must(self, target, **changes):
         """What `make target` says when it succeeds."""

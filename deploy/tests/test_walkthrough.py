@@ -57,7 +57,7 @@ def iris():
 def model():
     """The bytes of target/model.json, made by notebook 01."""
     if not MODEL.exists():
-        code, out, err = run([ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb"], None)
+        code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
         assert code == 0, out + err
     return MODEL.read_bytes()
 
@@ -189,9 +189,10 @@ def test_a_wrong_name_is_refused_with_the_rule(cloud, target, setting, rule):
 def test_a_cloud_that_is_down_is_named_with_the_way_out():
     """`make status` would start it: this is what it calls, with the settings that it passes on."""
     url, began = f"http://127.0.0.1:{free_ports(1)[0]}", time.monotonic()
-    settings = {"STACK": STACK, "TARGET": "local", "AWS_ENDPOINT_URL": url, "AWS_REGION": REGION,
-                "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # fmt: skip
-    code, out, err = run([ROOT / "target/notebook/deploy", "status"], {**os.environ, **settings})
+    code, out, err = run(
+        ROOT / "target/notebook/deploy", "status", STACK=STACK, TARGET="local", AWS_ENDPOINT_URL=url, AWS_REGION=REGION,
+        AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test",
+    )  # fmt: skip
     assert code != 0 and out == ""
     assert err.startswith(f"error: no answer from the local cloud at {url}") and "`make local` starts it" in err
     assert err.count("\n") == 1
@@ -301,7 +302,7 @@ def test_no_call_has_failed_and_no_dead_letter_was_left(cloud):
 
     assert total("Invocations") > 0 and total("Errors") == 0
     url = queues.get_queue_url(QueueName=f"{STACK}-dead-letters")["QueueUrl"]
-    assert "Messages" not in queues.receive_message(QueueUrl=url, WaitTimeSeconds=1)
+    assert "Messages" not in queues.receive_message(QueueUrl=url, WaitTimeSeconds=4)
 
 
 # --- what a device may not --------------------------------------------------

@@ -1,21 +1,21 @@
 //! A Lambda event in, a reply out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
-use tokio::sync::OnceCell;
 
 use crate::error::RequestError;
 use crate::model::Model;
 use crate::predict::Prediction;
 use crate::publish::{MAX_PAYLOAD, Publisher};
 use crate::request::{Question, Refused, Request};
-use crate::store::{ModelStore, StoreError};
+use crate::store::{Loaded, ModelStore, StoreError};
 
 /// Why an invocation fails. A bad request never does: it is answered. What fails is retried by
 /// Lambda when it came asynchronously, and then kept in the dead-letter queue.
@@ -32,6 +32,16 @@ pub enum HandlerError {
         /// The publisher's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl HandlerError {
+    /// A stable name for the log and the dead letter.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Payload(_) => "payload_not_base64",
+            Self::Publish { .. } => "answer_not_published",
+        }
+    }
 }
 
 /// What the function answers, as it is serialized.
@@ -96,9 +106,20 @@ pub struct Handler<S, P> {
     publisher: P,
     /// First level of the answer topics.
     stack: String,
-    /// Read once per container: this is what "reuse the container" saves.
-    model: OnceCell<Model>,
+    /// How long a model is used before the store is asked for a newer one.
+    model_ttl: Duration,
+    /// Read once per container: this is what "reuse the container" saves. A std mutex, because it is
+    /// never held across an await.
+    current: Mutex<Option<Current>>,
     invoked: AtomicBool,
+}
+
+/// The model in use.
+struct Current {
+    model: Arc<Model>,
+    etag: Option<String>,
+    /// When the store was last asked.
+    checked: Instant,
 }
 
 /// The fields by which an event tells where it comes from.
@@ -111,97 +132,181 @@ struct Envelope {
 }
 
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
-    /// A handler that answers to `<stack>/response/<client_id>`.
-    pub fn new(store: S, publisher: P, stack: String) -> Self {
-        Self {
+    /// A handler that answers to `<stack>/response/<client_id>` and asks `store` for a newer model
+    /// at most every `model_ttl`.
+    pub fn new(store: S, publisher: P, stack: String, model_ttl: Duration) -> Arc<Self> {
+        Arc::new(Self {
             store,
             publisher,
             stack,
-            model: OnceCell::new(),
+            model_ttl,
+            current: Mutex::new(None),
             invoked: AtomicBool::new(false),
-        }
+        })
     }
 
-    /// Load the model unless it is there already.
+    /// The model to answer with: the one in memory, or the store's where there is none yet.
+    ///
+    /// When it is older than `model_ttl`, a newer one is looked for beside the call, not before it:
+    /// this call is answered with what is here, the next one with what was found.
     ///
     /// # Errors
-    /// When it cannot be read or is refused; the next call tries again.
-    pub async fn load(&self) -> Result<&Model, StoreError> {
-        self.model.get_or_try_init(|| self.store.current()).await
+    /// When there is no model and none can be read; the next call tries again.
+    pub async fn model(self: &Arc<Self>) -> Result<Arc<Model>, StoreError> {
+        if let Some((model, stale)) = self.in_memory() {
+            if stale {
+                let handler = Arc::clone(self);
+                tokio::spawn(async move {
+                    if let Err(e) = handler.refresh().await {
+                        tracing::error!(error = %e, "the last good model stays in use");
+                    }
+                });
+            }
+            return Ok(model);
+        }
+        self.refresh().await?;
+        let (model, _) = self
+            .in_memory()
+            .expect("a store that knows no tag gives a model or an error");
+        Ok(model)
     }
 
-    /// Answer one event: a keep-warm call, a message from the IoT rule, or a direct invoke.
+    /// The model in memory, and whether it is time to look for a newer one. Saying so starts a new
+    /// `model_ttl`, so that only one call looks.
+    fn in_memory(&self) -> Option<(Arc<Model>, bool)> {
+        let mut current = self
+            .current
+            .lock()
+            .expect("nothing panics while it holds this lock");
+        let current = current.as_mut()?;
+        let stale = current.checked.elapsed() >= self.model_ttl;
+        if stale {
+            current.checked = Instant::now();
+        }
+        Some((Arc::clone(&current.model), stale))
+    }
+
+    /// Replace the model in memory if the store has another one.
+    async fn refresh(&self) -> Result<(), StoreError> {
+        let lock = || {
+            self.current
+                .lock()
+                .expect("nothing panics while it holds this lock")
+        };
+        let known = lock().as_ref().and_then(|current| current.etag.clone());
+        if let Some(Loaded { model, etag }) = self.store.current(known.as_deref()).await? {
+            tracing::info!(model = model.sha256(), "model loaded");
+            *lock() = Some(Current {
+                model: Arc::new(model),
+                etag,
+                checked: Instant::now(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Answer one event: a keep-warm call, a message from the IoT rule, or a direct invoke. Gives
+    /// back the reply as JSON.
     ///
     /// # Errors
     /// [`HandlerError`] when the answer to a rule's message could not be delivered.
-    pub async fn handle(&self, event: &RawValue) -> Result<Reply<'_>, HandlerError> {
+    pub async fn handle(self: &Arc<Self>, event: &RawValue) -> Result<Box<RawValue>, HandlerError> {
         let started = Instant::now();
         let cold_start = !self.invoked.swap(true, Ordering::Relaxed);
         match serde_json::from_str(event.get()) {
             Ok(Envelope { warmup: true, .. }) => Ok(Reply::Warm {
                 warm: true,
                 cold_start,
-            }),
+            }
+            .to_json()),
             Ok(Envelope {
                 payload: Some(payload),
                 client_id: Some(client_id),
                 ..
             }) => {
+                let payload = BASE64.decode(payload)?;
                 let reply = self
-                    .answer(&BASE64.decode(payload)?, started, cold_start)
+                    .answer(&payload, started, cold_start, MAX_PAYLOAD)
                     .await;
-                self.send(&client_id, reply).await
+                let topic = format!("{}/response/{client_id}", self.stack);
+                match self
+                    .publisher
+                    .publish(&topic, reply.get().as_bytes().to_vec())
+                    .await
+                {
+                    Ok(()) => Ok(reply),
+                    Err(e) => Err(HandlerError::Publish {
+                        topic,
+                        source: e.into(),
+                    }),
+                }
             }
             // Whatever else it is, the request's own checks say best what is wrong with it.
             _ => Ok(self
-                .answer(event.get().as_bytes(), started, cold_start)
+                .answer(event.get().as_bytes(), started, cold_start, usize::MAX)
                 .await),
         }
     }
 
-    async fn answer(&self, bytes: &[u8], started: Instant, cold_start: bool) -> Reply<'_> {
-        let reply = match Request::from_bytes(bytes) {
-            Err(refused) => Reply::refusal(refused),
+    /// The reply to one request, as JSON of at most `max` bytes.
+    async fn answer(
+        self: &Arc<Self>,
+        bytes: &[u8],
+        started: Instant,
+        cold_start: bool,
+        max: usize,
+    ) -> Box<RawValue> {
+        let (request_id, question) = match Request::from_bytes(bytes) {
             Ok(Request {
                 request_id,
                 question,
-            }) => match self.load().await {
-                Err(e) => Reply::refusal(Refused {
+            }) => (request_id, question),
+            Err(refused) => return Reply::refusal(refused).finish(),
+        };
+        let model = match self.model().await {
+            Ok(model) => model,
+            Err(e) => {
+                let error = RequestError::ModelUnavailable(e.to_string());
+                return Reply::refusal(Refused {
                     request_id: Some(request_id),
-                    error: RequestError::ModelUnavailable(e.to_string()),
-                }),
-                Ok(model) => {
-                    let result = match question {
-                        Question::One(flower) => Predictions::One(model.predict(&flower)),
-                        Question::Batch(flowers) => Predictions::Batch {
-                            predictions: flowers.iter().map(|f| model.predict(f)).collect(),
-                        },
-                    };
-                    let handler_us = started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
-                    Reply::Answer {
-                        request_id,
-                        result,
-                        model: model.sha256(),
-                        cold_start,
-                        handler_us,
-                    }
-                }
+                    error,
+                })
+                .finish();
+            }
+        };
+        let result = match &question {
+            Question::One(flower) => Predictions::One(model.predict(flower)),
+            Question::Batch(flowers) => Predictions::Batch {
+                predictions: flowers.iter().map(|flower| model.predict(flower)).collect(),
             },
         };
-        reply.log();
-        reply
-    }
-
-    /// Publish `reply` to the asker's answer topic, and return what was published.
-    async fn send<'a>(&self, client_id: &str, reply: Reply<'a>) -> Result<Reply<'a>, HandlerError> {
-        let topic = format!("{}/response/{client_id}", self.stack);
-        let (reply, payload) = reply.fit(MAX_PAYLOAD);
-        match self.publisher.publish(&topic, payload).await {
-            Ok(()) => Ok(reply),
-            Err(e) => Err(HandlerError::Publish {
-                topic,
-                source: e.into(),
-            }),
+        let handler_us = started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        let answer = Reply::Answer {
+            request_id: request_id.clone(),
+            result,
+            model: model.sha256(),
+            cold_start,
+            handler_us,
+        };
+        let json = answer.to_json();
+        match &question {
+            // A batch whose answer does not fit is refused, with the number of flowers that would.
+            Question::Batch(flowers) if json.get().len() > max => {
+                let found = flowers.len();
+                let error = RequestError::TooManyFlowers {
+                    found,
+                    max: found * max / json.get().len(),
+                };
+                Reply::refusal(Refused {
+                    request_id: Some(request_id),
+                    error,
+                })
+                .finish()
+            }
+            _ => {
+                answer.log();
+                json
+            }
         }
     }
 }
@@ -217,34 +322,15 @@ impl Reply<'_> {
         }
     }
 
-    /// The reply and its bytes; a batch whose answer does not fit into `max` bytes becomes a refusal
-    /// that says how many flowers would have.
-    fn fit(self, max: usize) -> (Self, Vec<u8>) {
-        let bytes = self.to_bytes();
-        match self {
-            Self::Answer {
-                request_id,
-                result: Predictions::Batch { predictions },
-                ..
-            } if bytes.len() > max => {
-                let found = predictions.len();
-                let error = RequestError::TooManyFlowers {
-                    found,
-                    max: found * max / bytes.len(),
-                };
-                let refusal = Self::refusal(Refused {
-                    request_id: Some(request_id),
-                    error,
-                });
-                let bytes = refusal.to_bytes();
-                (refusal, bytes)
-            }
-            reply => (reply, bytes),
-        }
+    /// Log it and turn it into JSON.
+    fn finish(self) -> Box<RawValue> {
+        self.log();
+        self.to_json()
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("strings, numbers and lists always serialize as JSON")
+    fn to_json(&self) -> Box<RawValue> {
+        serde_json::value::to_raw_value(self)
+            .expect("strings, numbers and lists always serialize as JSON")
     }
 
     /// One line per call: who asked and how it went, never what was sent.
@@ -283,16 +369,18 @@ mod tests {
     struct MemoryStore(Mutex<Option<Model>>);
 
     impl ModelStore for MemoryStore {
-        async fn current(&self) -> Result<Model, StoreError> {
-            self.0
-                .lock()
-                .unwrap()
-                .clone()
-                .ok_or_else(|| StoreError::Read {
-                    bucket: "b".into(),
-                    key: "k".into(),
-                    message: "NoSuchKey".into(),
-                })
+        async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
+            let model = self.0.lock().unwrap().clone();
+            let model = model.ok_or_else(|| StoreError::Read {
+                bucket: "b".into(),
+                key: "k".into(),
+                message: "NoSuchKey".into(),
+            })?;
+            let etag = model.sha256().to_owned();
+            Ok((known != Some(etag.as_str())).then_some(Loaded {
+                model,
+                etag: Some(etag),
+            }))
         }
     }
 
@@ -316,13 +404,18 @@ mod tests {
         }
     }
 
-    type TestHandler = Handler<MemoryStore, MemoryPublisher>;
+    type TestHandler = Arc<Handler<MemoryStore, MemoryPublisher>>;
 
     fn handler() -> TestHandler {
+        handler_with(Duration::from_secs(3600), MemoryPublisher::default())
+    }
+
+    fn handler_with(model_ttl: Duration, publisher: MemoryPublisher) -> TestHandler {
         Handler::new(
             MemoryStore(Mutex::new(Some(iris_model()))),
-            MemoryPublisher::default(),
+            publisher,
             "iris".into(),
+            model_ttl,
         )
     }
 
@@ -416,7 +509,7 @@ mod tests {
             call(&handler, json!({"warmup": true})).await,
             json!({"warm": true, "cold_start": true})
         );
-        assert!(handler.model.get().is_none());
+        assert!(handler.current.lock().unwrap().is_none());
         assert_eq!(call(&handler, setosa()).await["cold_start"], false);
     }
 
@@ -433,13 +526,40 @@ mod tests {
 
     #[tokio::test]
     async fn an_undelivered_answer_fails_the_invocation() {
-        let mut handler = handler();
-        handler.publisher.broken = true;
+        let broken = MemoryPublisher {
+            broken: true,
+            ..MemoryPublisher::default()
+        };
+        let handler = handler_with(Duration::from_secs(3600), broken);
         let event = RawValue::from_string(from_rule(b"{}").to_string()).unwrap();
         let error = handler.handle(&event).await.unwrap_err();
         assert!(
             matches!(error, HandlerError::Publish { ref topic, .. } if topic == "iris/response/lily"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_newer_model_is_served_by_the_call_after_the_one_that_found_it() {
+        let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
+        let first = call(&handler, setosa()).await;
+        let mut file = iris_model().file().clone();
+        file.training.cv_accuracy = 0.5;
+        let newer = Model::from_bytes(&file.to_bytes()).unwrap();
+        *handler.store.0.lock().unwrap() = Some(newer.clone());
+        assert_eq!(call(&handler, setosa()).await["model"], first["model"]);
+        tokio::task::yield_now().await; // the look beside the call
+        assert_eq!(call(&handler, setosa()).await["model"], newer.sha256());
+    }
+
+    #[tokio::test]
+    async fn the_last_good_model_serves_while_the_store_is_away() {
+        let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
+        call(&handler, setosa()).await;
+        *handler.store.0.lock().unwrap() = None;
+        for _ in 0..3 {
+            assert_eq!(call(&handler, setosa()).await["species"], "setosa");
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -2,12 +2,13 @@
 //! call: settings, connections, the model. Calls reuse all of it.
 
 use std::env;
+use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use iris_fn::handler::Handler;
 use iris_fn::publish::IotPublisher;
 use iris_fn::store::S3Store;
-use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use lambda_runtime::{Diagnostic, Error, LambdaEvent, run, service_fn};
 use serde_json::value::RawValue;
 
 #[tokio::main]
@@ -23,19 +24,24 @@ async fn main() -> Result<(), Error> {
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
     let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
-    let handler = Handler::new(store, publisher, setting("STACK")?);
+    let model_ttl = Duration::from_secs(setting("MODEL_TTL")?.parse()?);
+    let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl);
 
     // A function without a model still starts: it refuses each request with the reason, and recovers
     // by itself as soon as there is one.
-    match handler.load().await {
-        Ok(model) => tracing::info!(model = model.sha256(), "model loaded"),
-        Err(e) => tracing::error!(error = %e, "no model yet"),
+    if let Err(e) = handler.model().await {
+        tracing::error!(error = %e, "no model yet");
     }
 
     let handler = &handler;
     let answer = move |event: LambdaEvent<Box<RawValue>>| async move {
-        let reply = handler.handle(&event.payload).await?;
-        Ok::<_, Error>(reply)
+        handler
+            .handle(&event.payload)
+            .await
+            .map_err(|e| Diagnostic {
+                error_type: e.kind().to_owned(),
+                error_message: e.to_string(),
+            })
     };
     run(service_fn(answer)).await
 }

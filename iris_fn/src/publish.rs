@@ -9,7 +9,7 @@ use aws_sdk_iotdataplane::primitives::Blob;
 pub const MAX_PAYLOAD: usize = 128 * 1024;
 
 /// Something that delivers a message to a topic.
-pub trait Publisher: Send + Sync {
+pub trait Publisher: Send + Sync + 'static {
     /// Why it could not.
     type Error: std::error::Error + Send + Sync + 'static;
 

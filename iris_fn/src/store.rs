@@ -5,7 +5,7 @@ use aws_sdk_s3::error::DisplayErrorContext;
 use thiserror::Error;
 
 use crate::error::ModelError;
-use crate::model::{CURRENT_KEY, Model};
+use crate::model::{CURRENT_KEY, Model, sha256_hex};
 
 /// Why there is no model.
 #[derive(Debug, Error)]
@@ -30,10 +30,22 @@ pub enum StoreError {
     },
 }
 
+/// A model as it was read, with the tag by which the store knows that version of it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The checked model.
+    pub model: Model,
+    /// The object's ETag.
+    pub etag: Option<String>,
+}
+
 /// Something that holds the current model.
-pub trait ModelStore: Send + Sync {
-    /// Read and check the current model.
-    fn current(&self) -> impl Future<Output = Result<Model, StoreError>> + Send;
+pub trait ModelStore: Send + Sync + 'static {
+    /// Read and check the current model; `None` when it still is the one tagged `known`.
+    fn current(
+        &self,
+        known: Option<&str>,
+    ) -> impl Future<Output = Result<Option<Loaded>, StoreError>> + Send;
 }
 
 /// The stack's bucket.
@@ -50,30 +62,37 @@ impl S3Store {
 }
 
 impl ModelStore for S3Store {
-    async fn current(&self) -> Result<Model, StoreError> {
+    async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
         let bucket = self.bucket.as_str();
         let read = |e: &dyn std::error::Error| StoreError::Read {
             bucket: bucket.to_owned(),
             key: CURRENT_KEY.to_owned(),
             message: DisplayErrorContext(e).to_string(),
         };
-        let object = self
-            .client
-            .get_object()
-            .bucket(bucket)
-            .key(CURRENT_KEY)
-            .send()
-            .await
-            .map_err(|e| read(&e))?;
+        let get = self.client.get_object().bucket(bucket).key(CURRENT_KEY);
+        let object = match get.set_if_none_match(known.map(str::to_owned)).send().await {
+            // Not an error to us: 304, the object has not changed.
+            Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 304) => {
+                return Ok(None);
+            }
+            object => object.map_err(|e| read(&e))?,
+        };
+        let etag = object.e_tag().map(str::to_owned);
         let bytes = object
             .body
             .collect()
             .await
             .map_err(|e| read(&e))?
             .into_bytes();
-        Model::from_bytes(&bytes).map_err(|source| StoreError::Refused {
-            name: format!("s3://{bucket}/{CURRENT_KEY}"),
-            source,
-        })
+        match Model::from_bytes(&bytes) {
+            Ok(model) => Ok(Some(Loaded { model, etag })),
+            Err(source) => Err(StoreError::Refused {
+                name: format!(
+                    "s3://{bucket}/{CURRENT_KEY} (sha256 {})",
+                    sha256_hex(&bytes)
+                ),
+                source,
+            }),
+        }
     }
 }
