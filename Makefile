@@ -6,13 +6,15 @@ MAKEFLAGS += --no-print-directory
 STACK          ?= iris
 TARGET         ?= local
 NAME           ?= lily
+# The device that notebook 4 asks with. A client id can be connected only once, so headless runs use another.
+DEVICE         ?= notebook
 PYTHON         ?= python3
 ARCH           ?= host
 GATEWAY_PORT   ?= 4566
 IOT_MTLS_PORT  ?= 8883
 CELL_TIMEOUT   ?= 600
 LOCAL_DIR      ?= $(CURDIR)/target/local
-export STACK TARGET ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
+export STACK TARGET DEVICE ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -32,7 +34,7 @@ export AWS_REGION            := us-east-1
 export AWS_CONFIG_FILE             := /dev/null
 export AWS_SHARED_CREDENTIALS_FILE := /dev/null
 unexport AWS_PROFILE AWS_SESSION_TOKEN AWS_DEFAULT_REGION
-CLOUD     := local
+CLOUD     := cloud
 BUILD     := cargo build
 BOOTSTRAP := target/release/bootstrap
 else
@@ -40,6 +42,8 @@ CLOUD     := setup
 BUILD     := cargo lambda build $(if $(filter arm64,$(ARCH)),--arm64,--x86-64)
 BOOTSTRAP := target/lambda/bootstrap/bootstrap
 endif
+
+demo run notebooks: DEVICE := headless
 
 ##@ Start here
 help: ## Print this list
@@ -71,6 +75,10 @@ kernel:
 ##@ The cloud
 local: setup ## Start the local cloud (nothing to do when it runs)
 	@.venv/bin/python deploy/local.py start
+
+# The same for the targets that need it, silent when it runs.
+cloud: setup
+	@.venv/bin/python deploy/local.py start --quiet
 
 stop: ## Stop the local cloud; what is in it stays
 	@! test -x .venv/bin/python || .venv/bin/python deploy/local.py stop
@@ -107,4 +115,4 @@ test: setup ## Format, lints, unit, property and doc tests, the whole path on a 
 clean: stop ## Delete what was built and installed here (the kernel's build cache in ~/.cache stays)
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local stop bucket build deploy device status invoke logs destroy test clean
+.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test clean

@@ -197,7 +197,8 @@ def already_running(settings, record):
         sys.exit(f"The local cloud already runs on other ports: {describe(settings, record)}. {way_out}")
     if not readiness(settings.gateway):
         sys.exit(f"The local cloud runs but does not answer: {describe(settings, record)}. {way_out}")
-    print(f"local cloud: already running, {describe(settings, record)}")
+    if not settings.quiet:
+        print(f"local cloud: already running, {describe(settings, record)}")
 
 
 def require_free(port, name):
@@ -288,6 +289,7 @@ def run(settings):
         sys.exit(f"{error} for {sys.executable}: `make setup` installs it.")
     listen_on_loopback_only()
     require_device_credentials(iot)
+    read_any_message(iot)
     answer_functions_at_once()
     invoke_as_lambda_does(iot, lambda_svc)
     keep_saving(app, persistence, cloudwatch, iot, lambda_svc)
@@ -368,6 +370,22 @@ def require_device_credentials(iot):
 
     replace(iot, "_mtls_build_ssl_context", build_ssl_context)
     replace(iot, "_ws_handshake_check", check_handshake)
+
+
+def read_any_message(iot):
+    """A message nested too deep for Python's JSON, or with a number too long for it, is no less a message.
+
+    Without this, it ends the connection of whoever sent it, without an answer.
+    """
+    decode = take(iot, "_rule_message")
+
+    def rule_message(payload):
+        try:
+            return decode(payload)
+        except (ValueError, RecursionError):
+            return payload.decode()
+
+    replace(iot, "_rule_message", rule_message)
 
 
 def answer_functions_at_once():
@@ -574,8 +592,12 @@ def main():
         (run, "be it, in the foreground; `start` uses this"),
     ):
         commands.add_parser(does.__name__, help=text, description=text).set_defaults(does=does)
+    commands.choices["start"].add_argument("--quiet", action="store_true", help="say nothing when it runs already")
+    arguments = parser.parse_args()
     try:
-        sys.exit(parser.parse_args().does(Settings(os.environ)))
+        settings = Settings(os.environ)
+        settings.quiet = getattr(arguments, "quiet", False)
+        sys.exit(arguments.does(settings))
     except KeyboardInterrupt:
         sys.exit(130)
 

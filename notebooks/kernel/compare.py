@@ -14,6 +14,7 @@ What counts as noise:
 
 from __future__ import annotations
 
+import base64
 import difflib
 import json
 import re
@@ -30,6 +31,7 @@ HEX = re.compile(r"(?<![0-9A-Za-z.])[0-9a-fA-F]{12,}(?![0-9A-Za-z])")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 # Rust prints a Duration as 980µs or 1.2ms as it fits, so the unit is part of what varies.
 QUANTITY = re.compile(NUMBER.pattern + r"(?:\s?(?:[nuµμm]?s|[kKMG]?i?B)\b)?")
+SVG_DATA = re.compile(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)")
 DIFF_LINES, DIFF_WIDTH = 25, 110
 
 
@@ -135,5 +137,8 @@ def short_diff(kind: str, before: str, after: str, same: Callable[[str, str], bo
 
 
 def as_text(data: object) -> str:
-    """A MIME bundle's value as text: JSON comes parsed, everything else is a string already."""
-    return data if isinstance(data, str) else json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False)
+    """A MIME bundle's value as text: JSON comes parsed, everything else is a string already. A figure that is
+    embedded in it is unpacked, so that its numbers can be compared."""
+    if isinstance(data, str):
+        return SVG_DATA.sub(lambda found: base64.b64decode(found[1]).decode(errors="replace"), data)
+    return json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False)

@@ -174,8 +174,9 @@ def build_library() -> None:
     )  # fmt: skip
 
 
-def write_kernelspec() -> None:
-    """A Jupyter kernel named `rust`, in .venv, whose cells see the library as the crate `workshop`."""
+def configure_jupyter() -> None:
+    """A Jupyter kernel named `rust`, in .venv, whose cells see the library as the crate `workshop`; and
+    JupyterLab's own settings."""
     KERNEL.mkdir(parents=True, exist_ok=True)
     flags = [
         "-Cprefer-dynamic",
@@ -206,6 +207,14 @@ def write_kernelspec() -> None:
         "interrupt_mode": "message",
         "env": {"EVCXR_CONFIG_DIR": str(KERNEL)},
     }
+    config = VENV / "etc" / "jupyter"
+    config.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "jupyter_server_config.py", config)
+    # Without it the first thing that JupyterLab shows is a question about news.
+    lab = VENV / "share" / "jupyter" / "lab" / "settings"
+    lab.mkdir(parents=True, exist_ok=True)
+    notification = {"fetchNews": "false", "checkForUpdates": False}
+    (lab / "overrides.json").write_text(json.dumps({"@jupyterlab/apputils-extension:notification": notification}))
     (KERNEL / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
 
 
@@ -224,7 +233,8 @@ def main() -> int:
             step("Python tools", digest(HERE / "requirements.txt", sys.version), VENV / "bin/jupyter", install_python_tools)
             step("Rust kernel (evcxr)", EVCXR_VERSION, EVCXR, install_evcxr)
             step("notebook library and deployer", digest(*sources, rustc), LIBRARY, build_library)
-            step("kernel settings", digest(HERE / "setup.py", str(ROOT), rustc), KERNEL / "kernel.json", write_kernelspec)
+            settings = digest(HERE / "setup.py", HERE / "jupyter_server_config.py", str(ROOT), rustc)
+            step("kernel and JupyterLab settings", settings, KERNEL / "kernel.json", configure_jupyter)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ def cloud() -> Iterator[dict[str, str]]:
     settings = {
         "TARGET": "local",
         "STACK": "iris",
+        "DEVICE": "headless",
         "LOCAL_DIR": str(WORK / "local"),
         "GATEWAY_PORT": str(free_port()),
         "IOT_MTLS_PORT": str(free_port()),

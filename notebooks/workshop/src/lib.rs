@@ -13,6 +13,12 @@ pub mod kernel {
     pub use tokio;
 }
 
+use std::error::Error;
+
+use base64::Engine;
+use plotters::coord::Shift;
+use plotters::drawing::{DrawingArea, IntoDrawingArea};
+use plotters::prelude::SVGBackend;
 use plotters::style::RGBColor;
 use polars::prelude::{AnyValue, DataFrame};
 
@@ -62,14 +68,39 @@ pub fn table(frame: &DataFrame) {
     evcxr_runtime::mime_type("text/html").text(html + "</tbody></table>");
 }
 
+/// Draw a figure of `size` pixels and show it.
+///
+/// As an image, because JupyterLab shows drawings in HTML only in notebooks that it trusts, and a
+/// notebook fresh from a clone is not one of them.
+///
+/// # Errors
+/// Whatever `draw` returns.
+pub fn figure<Draw>(size: (u32, u32), draw: Draw) -> Result<(), Box<dyn Error>>
+where
+    Draw: FnOnce(DrawingArea<SVGBackend, Shift>) -> Result<(), Box<dyn Error>>,
+{
+    let mut svg = String::new();
+    draw(SVGBackend::with_string(&mut svg, size).into_drawing_area())?;
+    let data = base64::prelude::BASE64_STANDARD.encode(svg);
+    let image = format!(r#"<img src="data:image/svg+xml;base64,{data}" width="{}" height="{}">"#, size.0, size.1);
+    evcxr_runtime::mime_type("text/html").text(image);
+    Ok(())
+}
+
 /// Hand a notebook's results on as data: shown as JSON, and collected by `make demo`.
 pub fn report(results: &serde_json::Value) {
     evcxr_runtime::mime_type("application/json").text(results.to_string());
 }
 
 extern "C" fn prepare() {
-    // A panic in a cell is shown in a line or two, without the sixty frames below it.
-    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    // A panic in a cell is shown in a line or two: what happened, and what it means for the reader.
+    std::panic::set_hook(Box::new(|info| {
+        // A second panic follows at the edge of the cell, in the compiler's own code; it says nothing new.
+        if !info.location().is_some_and(|location| location.file().starts_with("/rustc/")) {
+            let message = info.payload_as_str().unwrap_or("a panic");
+            eprintln!("{message}\nThe kernel's process has ended and its variables are lost: run the notebook from the top.");
+        }
+    }));
     // Two TLS back ends come in with the crates above, and rustls wants to be told which one to use.
     let provider = rumqttc::tokio_rustls::rustls::crypto::aws_lc_rs::default_provider();
     let _ = provider.install_default(); // an error only says that one is installed already
