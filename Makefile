@@ -18,7 +18,8 @@ export STACK TARGET DEVICE ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DI
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
+WALKTHROUGH := $(wildcard notebooks/0[1-4]_*.ipynb)
 DEPLOY    := target/notebook/deploy
 ZIP       := target/lambda/iris_fn.zip
 # A terminal sees Cargo's progress; a log or a notebook cell only what matters.
@@ -51,9 +52,9 @@ help: ## Print this list
 	  /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' Makefile
 	@echo; echo "Settings: STACK=$(STACK) TARGET=$(TARGET) (local or aws) NAME=$(NAME) NB=notebooks/01_train.ipynb"
 
-demo: $(CLOUD) ## The whole walkthrough: notebooks 01 to 04, from the data to 150 live predictions
-	@.venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(filter notebooks/01% notebooks/02% notebooks/03% notebooks/04%,$(NOTEBOOKS))
-	@echo "Next: 'make lab' opens the notebooks, 'make status' shows what is deployed, 'make stop' ends the local cloud."
+demo: $(CLOUD) ## The whole walkthrough: from the data to 150 live predictions
+	@.venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(WALKTHROUGH)
+	@echo "Next: make lab opens the notebooks, make status says what is deployed, make stop ends the local cloud."
 
 lab: $(CLOUD) ## Open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks/01_train.ipynb

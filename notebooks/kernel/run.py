@@ -247,6 +247,9 @@ class Runner:
             summary = self.merged | {"notebooks": [asdict(report) for report in self.reports]}
             text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
             write_atomically(self.options.summary, text.encode())
+            for key, value in self.merged.items():
+                print(f"{key:<12}{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            print(f"{'written to':<12}{self.options.summary}")
 
 
 def merge_json(merged: dict[str, Any], value: Any) -> None:

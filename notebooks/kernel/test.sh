@@ -8,10 +8,10 @@ say "format"
 cargo fmt --all --check
 
 say "unit, property and doc tests"
-cargo test --locked --profile notebook --package iris_fn --package deploy
+cargo test --locked --package iris_fn --package deploy
 
 say "lints"
-cargo clippy --locked --profile notebook --package iris_fn --package deploy --all-targets -- -D warnings
+cargo clippy --locked --workspace --all-targets -- -D warnings
 
 say "test tools"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r notebooks/kernel/requirements-test.txt

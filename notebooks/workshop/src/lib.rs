@@ -82,7 +82,10 @@ where
     let mut svg = String::new();
     draw(SVGBackend::with_string(&mut svg, size).into_drawing_area())?;
     let data = base64::prelude::BASE64_STANDARD.encode(svg);
-    let image = format!(r#"<img src="data:image/svg+xml;base64,{data}" width="{}" height="{}">"#, size.0, size.1);
+    let image = format!(
+        r#"<img src="data:image/svg+xml;base64,{data}" width="{}" height="{}">"#,
+        size.0, size.1
+    );
     evcxr_runtime::mime_type("text/html").text(image);
     Ok(())
 }
@@ -92,18 +95,20 @@ pub fn report(results: &serde_json::Value) {
     evcxr_runtime::mime_type("application/json").text(results.to_string());
 }
 
-extern "C" fn prepare() {
-    // A panic in a cell is shown in a line or two: what happened, and what it means for the reader.
+/// A panic in a cell is shown in a line or two: what happened, and what it means for the reader.
+extern "C" fn short_panics() {
     std::panic::set_hook(Box::new(|info| {
         // A second panic follows at the edge of the cell, in the compiler's own code; it says nothing new.
-        if !info.location().is_some_and(|location| location.file().starts_with("/rustc/")) {
+        if !info
+            .location()
+            .is_some_and(|location| location.file().starts_with("/rustc/"))
+        {
             let message = info.payload_as_str().unwrap_or("a panic");
-            eprintln!("{message}\nThe kernel's process has ended and its variables are lost: run the notebook from the top.");
+            eprintln!(
+                "{message}\nThe kernel's process has ended and its variables are lost: run the notebook from the top."
+            );
         }
     }));
-    // Two TLS back ends come in with the crates above, and rustls wants to be told which one to use.
-    let provider = rumqttc::tokio_rustls::rustls::crypto::aws_lc_rs::default_provider();
-    let _ = provider.install_default(); // an error only says that one is installed already
 }
 
 // Runs when the library is loaded, before any cell.
@@ -114,4 +119,4 @@ extern "C" fn prepare() {
 )]
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_os = "macos"), unsafe(link_section = ".init_array"))]
-static ON_LOAD: extern "C" fn() = prepare;
+static ON_LOAD: extern "C" fn() = short_panics;
