@@ -110,9 +110,10 @@ pub enum RequestError {
         /// The limit on this way in.
         max: usize,
     },
-    /// There is no trustworthy model to answer with.
-    #[error("no model to answer with: {0}")]
-    ModelUnavailable(String),
+    /// There is no trustworthy model to answer with. The reason is in the function's log: it names the
+    /// bucket, which is none of a device's business.
+    #[error("there is no model to answer with right now: ask again later")]
+    ModelUnavailable,
 }
 
 impl RequestError {
@@ -124,7 +125,7 @@ impl RequestError {
             Self::NotANumber { .. } => "not_a_number",
             Self::OutOfRange { .. } => "out_of_range",
             Self::TooManyFlowers { .. } => "too_many_flowers",
-            Self::ModelUnavailable(_) => "model_unavailable",
+            Self::ModelUnavailable => "model_unavailable",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A Lambda event in, a reply out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -16,6 +16,9 @@ use crate::predict::Prediction;
 use crate::publish::{MAX_PAYLOAD, Publisher};
 use crate::request::{Question, Refused, Request};
 use crate::store::{Loaded, ModelStore, StoreError};
+
+/// How long a call may wait for the store while it looks for a newer model.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why an invocation fails. A bad request never does: it is answered. What fails is retried by
 /// Lambda when it came asynchronously, and then kept in the dead-letter queue.
@@ -134,70 +137,50 @@ struct Envelope {
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
     /// A handler that answers to `<stack>/response/<client_id>` and asks `store` for a newer model
     /// at most every `model_ttl`.
-    pub fn new(store: S, publisher: P, stack: String, model_ttl: Duration) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(store: S, publisher: P, stack: String, model_ttl: Duration) -> Self {
+        Self {
             store,
             publisher,
             stack,
             model_ttl,
             current: Mutex::new(None),
             invoked: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The model to answer with: the one in memory, or the store's where there is none yet.
     ///
-    /// When it is older than `model_ttl`, a newer one is looked for beside the call, not before it:
-    /// this call is answered with what is here, the next one with what was found.
-    ///
     /// # Errors
     /// When there is no model and none can be read; the next call tries again.
-    pub async fn model(self: &Arc<Self>) -> Result<Arc<Model>, StoreError> {
-        if let Some((model, stale)) = self.in_memory() {
-            if stale {
-                let handler = Arc::clone(self);
-                tokio::spawn(async move {
-                    if let Err(e) = handler.refresh().await {
-                        tracing::error!(error = %e, "the last good model stays in use");
-                    }
-                });
-            }
-            return Ok(model);
+    pub async fn model(&self) -> Result<Arc<Model>, StoreError> {
+        if let Some(current) = self.current().as_ref() {
+            return Ok(Arc::clone(&current.model));
         }
         self.refresh().await?;
-        let (model, _) = self
-            .in_memory()
-            .expect("a store that knows no tag gives a model or an error");
-        Ok(model)
+        let current = self.current();
+        let current = current.as_ref();
+        let current =
+            current.expect("a store that is asked without a tag gives a model or an error");
+        Ok(Arc::clone(&current.model))
     }
 
-    /// The model in memory, and whether it is time to look for a newer one. Saying so starts a new
-    /// `model_ttl`, so that only one call looks.
-    fn in_memory(&self) -> Option<(Arc<Model>, bool)> {
-        let mut current = self
-            .current
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
+        self.current
             .lock()
-            .expect("nothing panics while it holds this lock");
-        let current = current.as_mut()?;
-        let stale = current.checked.elapsed() >= self.model_ttl;
-        if stale {
-            current.checked = Instant::now();
-        }
-        Some((Arc::clone(&current.model), stale))
+            .expect("nothing panics while it holds this lock")
     }
 
     /// Replace the model in memory if the store has another one.
     async fn refresh(&self) -> Result<(), StoreError> {
-        let lock = || {
-            self.current
-                .lock()
-                .expect("nothing panics while it holds this lock")
-        };
-        let known = lock().as_ref().and_then(|current| current.etag.clone());
+        let known = self
+            .current()
+            .as_ref()
+            .and_then(|current| current.etag.clone());
         if let Some(Loaded { model, etag }) = self.store.current(known.as_deref()).await? {
             tracing::info!(model = model.sha256(), "model loaded");
-            *lock() = Some(Current {
-                model: Arc::new(model),
+            let model = Arc::new(model);
+            *self.current() = Some(Current {
+                model,
                 etag,
                 checked: Instant::now(),
             });
@@ -205,12 +188,40 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         Ok(())
     }
 
+    /// Look for a newer model when the one in memory is older than `model_ttl`. Whatever goes wrong,
+    /// the last good model stays in use.
+    async fn refresh_when_stale(&self) {
+        match self.current().as_mut() {
+            Some(current) if current.checked.elapsed() >= self.model_ttl => {
+                current.checked = Instant::now()
+            }
+            _ => return,
+        }
+        match tokio::time::timeout(REFRESH_TIMEOUT, self.refresh()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::error!(error = e.details(), "the last good model stays in use"),
+            Err(_) => tracing::error!(
+                error = "the store is slow",
+                "the last good model stays in use"
+            ),
+        }
+    }
+
     /// Answer one event: a keep-warm call, a message from the IoT rule, or a direct invoke. Gives
     /// back the reply as JSON.
     ///
+    /// A newer model is looked for beside the answer, never before it: this call is answered (and, from
+    /// the rule, published) with what is in memory, the next one with what was found. It is not left to
+    /// a background task, because Lambda freezes the process once a call is over.
+    ///
     /// # Errors
     /// [`HandlerError`] when the answer to a rule's message could not be delivered.
-    pub async fn handle(self: &Arc<Self>, event: &RawValue) -> Result<Box<RawValue>, HandlerError> {
+    pub async fn handle(&self, event: &RawValue) -> Result<Box<RawValue>, HandlerError> {
+        let (reply, ()) = tokio::join!(self.reply(event), self.refresh_when_stale());
+        reply
+    }
+
+    async fn reply(&self, event: &RawValue) -> Result<Box<RawValue>, HandlerError> {
         let started = Instant::now();
         let cold_start = !self.invoked.swap(true, Ordering::Relaxed);
         match serde_json::from_str(event.get()) {
@@ -250,7 +261,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
 
     /// The reply to one request, as JSON of at most `max` bytes.
     async fn answer(
-        self: &Arc<Self>,
+        &self,
         bytes: &[u8],
         started: Instant,
         cold_start: bool,
@@ -266,7 +277,8 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         let model = match self.model().await {
             Ok(model) => model,
             Err(e) => {
-                let error = RequestError::ModelUnavailable(e.to_string());
+                tracing::error!(error = e.details(), "no model");
+                let error = RequestError::ModelUnavailable;
                 return Reply::refusal(Refused {
                     request_id: Some(request_id),
                     error,
@@ -295,7 +307,8 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                 let found = flowers.len();
                 let error = RequestError::TooManyFlowers {
                     found,
-                    max: found * max / json.get().len(),
+                    // Flowers differ in length by the digits of their probabilities.
+                    max: found * max / json.get().len() * 9 / 10,
                 };
                 Reply::refusal(Refused {
                     request_id: Some(request_id),
@@ -350,7 +363,7 @@ impl Reply<'_> {
                 tracing::warn!(
                     request_id,
                     code = error.code,
-                    message = error.message,
+                    reason = error.message,
                     "refused"
                 );
             }
@@ -374,7 +387,7 @@ mod tests {
             let model = model.ok_or_else(|| StoreError::Read {
                 bucket: "b".into(),
                 key: "k".into(),
-                message: "NoSuchKey".into(),
+                source: "NoSuchKey".into(),
             })?;
             let etag = model.sha256().to_owned();
             Ok((known != Some(etag.as_str())).then_some(Loaded {
@@ -404,7 +417,7 @@ mod tests {
         }
     }
 
-    type TestHandler = Arc<Handler<MemoryStore, MemoryPublisher>>;
+    type TestHandler = Handler<MemoryStore, MemoryPublisher>;
 
     fn handler() -> TestHandler {
         handler_with(Duration::from_secs(3600), MemoryPublisher::default())
@@ -548,7 +561,6 @@ mod tests {
         let newer = Model::from_bytes(&file.to_bytes()).unwrap();
         *handler.store.0.lock().unwrap() = Some(newer.clone());
         assert_eq!(call(&handler, setosa()).await["model"], first["model"]);
-        tokio::task::yield_now().await; // the look beside the call
         assert_eq!(call(&handler, setosa()).await["model"], newer.sha256());
     }
 
@@ -559,7 +571,6 @@ mod tests {
         *handler.store.0.lock().unwrap() = None;
         for _ in 0..3 {
             assert_eq!(call(&handler, setosa()).await["species"], "setosa");
-            tokio::task::yield_now().await;
         }
     }
 }

@@ -30,7 +30,7 @@ async fn main() -> Result<(), Error> {
     // A function without a model still starts: it refuses each request with the reason, and recovers
     // by itself as soon as there is one.
     if let Err(e) = handler.model().await {
-        tracing::error!(error = %e, "no model yet");
+        tracing::error!(error = e.details(), "no model yet");
     }
 
     let handler = &handler;

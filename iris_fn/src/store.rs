@@ -1,33 +1,46 @@
 //! Where the model comes from.
 
+use std::error::Error;
+
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::DisplayErrorContext;
-use thiserror::Error;
 
 use crate::error::ModelError;
 use crate::model::{CURRENT_KEY, Model, sha256_hex};
 
 /// Why there is no model.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The object could not be read.
-    #[error("could not read s3://{bucket}/{key}: {message}")]
+    #[error("could not read s3://{bucket}/{key}")]
     Read {
         /// Bucket.
         bucket: String,
         /// Key.
         key: String,
-        /// The SDK's error with its causes: code, message and request id.
-        message: String,
+        /// The SDK's own error.
+        source: Box<dyn Error + Send + Sync>,
     },
     /// The object was read and is not a model to trust.
-    #[error("{name} is refused: {source}")]
+    #[error("{name} is refused")]
     Refused {
         /// Where the bytes came from.
         name: String,
         /// What is wrong with them.
         source: ModelError,
     },
+}
+
+impl StoreError {
+    /// The error with all its causes, for the log.
+    pub fn details(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(e) = cause {
+            text += &format!(": {e}");
+            cause = e.source();
+        }
+        text
+    }
 }
 
 /// A model as it was read, with the tag by which the store knows that version of it.
@@ -64,10 +77,10 @@ impl S3Store {
 impl ModelStore for S3Store {
     async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
         let bucket = self.bucket.as_str();
-        let read = |e: &dyn std::error::Error| StoreError::Read {
+        let read = |source| StoreError::Read {
             bucket: bucket.to_owned(),
             key: CURRENT_KEY.to_owned(),
-            message: DisplayErrorContext(e).to_string(),
+            source,
         };
         let get = self.client.get_object().bucket(bucket).key(CURRENT_KEY);
         let object = match get.set_if_none_match(known.map(str::to_owned)).send().await {
@@ -75,14 +88,14 @@ impl ModelStore for S3Store {
             Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 304) => {
                 return Ok(None);
             }
-            object => object.map_err(|e| read(&e))?,
+            object => object.map_err(|e| read(e.into()))?,
         };
         let etag = object.e_tag().map(str::to_owned);
         let bytes = object
             .body
             .collect()
             .await
-            .map_err(|e| read(&e))?
+            .map_err(|e| read(e.into()))?
             .into_bytes();
         match Model::from_bytes(&bytes) {
             Ok(model) => Ok(Some(Loaded { model, etag })),

@@ -160,6 +160,8 @@ class Runner:
             self.write_summary()
         if any(stale):
             complain("next: run `make notebooks` and review the diff")
+        elif self.options.summary:
+            self.say_results()
         return int(any(stale))
 
     def stop(self, number: signal.Signals, task: asyncio.Task[int]) -> None:
@@ -247,9 +249,12 @@ class Runner:
             summary = self.merged | {"notebooks": [asdict(report) for report in self.reports]}
             text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
             write_atomically(self.options.summary, text.encode())
-            for key, value in self.merged.items():
-                print(f"{key:<12}{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
-            print(f"{'written to':<12}{self.options.summary}")
+
+    def say_results(self) -> None:
+        """What the notebooks reported, for people."""
+        for key, value in self.merged.items():
+            print(f"{key:<12}{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+        print(f"{'written to':<12}{self.options.summary}")
 
 
 def merge_json(merged: dict[str, Any], value: Any) -> None:
