@@ -49,7 +49,10 @@ pub async fn destroy(cloud: &Cloud, devices: &Path) -> Result<()> {
     let iot = cloud.iot();
     for thing in &things {
         device::remove_certificates(&iot, thing).await?;
-        iot.delete_thing().thing_name(thing).send().await?;
+        device::patiently(&format!("thing {thing}"), || {
+            iot.delete_thing().thing_name(thing).send()
+        })
+        .await?;
     }
     if let Some(objects) = objects {
         empty(cloud, objects).await?;
@@ -164,11 +167,11 @@ async fn empty(cloud: &Cloud, objects: Vec<(ObjectIdentifier, i64)>) -> Result<(
     Ok(())
 }
 
-/// Folders of credentials that belong to this stack.
+/// Folders of credentials that belong to this stack in this cloud.
 fn device_folders(cloud: &Cloud, devices: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(devices).into_iter().flatten().flatten();
     entries
-        .map(|e| e.path())
-        .filter(|dir| device::stack_of(dir).is_some_and(|s| s == cloud.stack.to_string()))
+        .map(|entry| entry.path())
+        .filter(|dir| device::belongs(cloud, dir))
         .collect()
 }

@@ -5,9 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aws_sdk_iot::Client;
+use aws_sdk_iot::error::ProvideErrorMetadata;
 use aws_sdk_iot::types::{AttributePayload, CertificateStatus};
 use serde_json::{Value, json};
 
@@ -17,6 +19,10 @@ use crate::cloud::{Cloud, Target};
 const AWS_PORT: u16 = 8883;
 /// Root of AWS IoT's server certificates (<https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html>).
 const AMAZON_ROOT_CA: &str = include_str!("../AmazonRootCA1.pem");
+/// The local cloud listens here, and its certificate says so.
+const LOCAL_HOST: &str = "127.0.0.1";
+/// How long AWS may take to let go of a certificate.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The thing attribute by which `destroy` finds the stack's devices.
 pub const STACK_ATTRIBUTE: &str = "stack";
 
@@ -51,9 +57,16 @@ pub async fn create(
     // The thing's name is the MQTT client id, of which an account has only one: so it is prefixed.
     let client_id = format!("{}-{name}", cloud.stack);
     let dir = dir.join(name);
+    if dir.join("endpoint.json").exists() && !belongs(cloud, &dir) {
+        bail!(
+            "{} belongs to another stack or cloud: choose another NAME, or delete the folder",
+            dir.display()
+        );
+    }
+    cloud.confirm(&format!("Make device {client_id} with a certificate"))?;
 
     let (host, port, ca) = match cloud.target {
-        Target::Local => ("127.0.0.1".to_owned(), port, local_ca(cloud)?),
+        Target::Local => (LOCAL_HOST.to_owned(), port, local_ca(cloud)?),
         Target::Aws => {
             let endpoint = iot
                 .describe_endpoint()
@@ -82,13 +95,14 @@ pub async fn create(
         .mode(0o700)
         .create(&dir)
         .with_context(|| format!("cannot make {}", dir.display()))?;
+    // First, so that `destroy` knows the folder whatever happens next.
+    let endpoint = json!({"host": host, "port": port, "client_id": client_id, "stack": cloud.stack.to_string()});
+    write_private(&dir.join("endpoint.json"), &format!("{endpoint:#}\n"))?;
+    write_private(&dir.join("ca.pem"), &ca)?;
     if !known {
         remove_certificates(&iot, &client_id).await?;
         new_certificate(cloud, &iot, &client_id, &dir).await?;
     }
-    write_private(&dir.join("ca.pem"), &ca)?;
-    let endpoint = json!({"host": host, "port": port, "client_id": client_id, "stack": cloud.stack.to_string()});
-    write_private(&dir.join("endpoint.json"), &format!("{endpoint:#}\n"))?;
     println!(
         "device {client_id} {}: {}",
         if known { "is there" } else { "created" },
@@ -121,8 +135,8 @@ async fn holds_active_certificate(iot: &Client, thing: &str, dir: &Path) -> Resu
     Ok(false)
 }
 
-/// A new certificate, of use only once everything around it stands: files first, rights next,
-/// active last.
+/// A new certificate. It is attached to its thing first, so that `destroy` finds it, and made active
+/// last, when everything around it stands.
 async fn new_certificate(cloud: &Cloud, iot: &Client, thing: &str, dir: &Path) -> Result<()> {
     let made = iot
         .create_keys_and_certificate()
@@ -173,7 +187,8 @@ async fn new_certificate(cloud: &Cloud, iot: &Client, thing: &str, dir: &Path) -
 
 /// Ids of the certificates attached to a thing.
 async fn certificate_ids(iot: &Client, thing: &str) -> Result<Vec<String>> {
-    let found = iot.list_thing_principals().thing_name(thing).send().await?;
+    let found = iot.list_thing_principals().thing_name(thing).send().await;
+    let found = found.with_context(|| format!("could not look at thing {thing}"))?;
     Ok(found
         .principals()
         .iter()
@@ -217,7 +232,10 @@ pub async fn remove_certificates(iot: &Client, thing: &str) -> Result<()> {
             .new_status(CertificateStatus::Inactive)
             .send()
             .await?;
-        iot.delete_certificate().certificate_id(&id).send().await?;
+        patiently(&format!("the certificate of {thing}"), || {
+            iot.delete_certificate().certificate_id(&id).send()
+        })
+        .await?;
     }
     Ok(())
 }
@@ -230,6 +248,9 @@ fn local_ca(cloud: &Cloud) -> Result<String> {
         .context("the local cloud has no endpoint")?;
     let url = format!("{}/_ministack/iot/ca.pem", endpoint.trim_end_matches('/'));
     let mut reply = ureq::get(&url)
+        .config()
+        .timeout_global(Some(Duration::from_secs(10)))
+        .build()
         .call()
         .with_context(|| format!("no certificate authority at {url}"))?;
     reply
@@ -251,11 +272,34 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The stack that a device folder belongs to, from its `endpoint.json`.
-pub fn stack_of(dir: &Path) -> Option<String> {
-    let text = fs::read_to_string(dir.join("endpoint.json")).ok()?;
-    let endpoint: Value = serde_json::from_str(&text).ok()?;
-    endpoint["stack"].as_str().map(str::to_owned)
+/// Whether a device folder is this stack's, in this cloud, by its `endpoint.json`.
+pub fn belongs(cloud: &Cloud, dir: &Path) -> bool {
+    let text = fs::read_to_string(dir.join("endpoint.json")).unwrap_or_default();
+    let endpoint: Value = serde_json::from_str(&text).unwrap_or_default();
+    let local = endpoint["host"] == LOCAL_HOST;
+    endpoint["stack"] == cloud.stack.to_string() && local == (cloud.target == Target::Local)
+}
+
+/// Call again while AWS is still at work on the call before: it detaches and deletes at its own pace.
+pub async fn patiently<T, E, F>(what: &str, call: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T, E>>,
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let started = Instant::now();
+    loop {
+        match call().await {
+            Err(e)
+                if e.code() == Some("DeleteConflictException") && started.elapsed() < PATIENCE =>
+            {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            result => {
+                return result
+                    .with_context(|| format!("could not delete {what}: run `make destroy` again"));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

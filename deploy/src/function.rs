@@ -30,7 +30,6 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, arch: Architecture) -> Result<()>
     let started = Instant::now();
     let code = fs::read(zip)
         .with_context(|| format!("cannot read {}: run `make build` first", zip.display()))?;
-    cloud.confirm(&format!("Deploy stack {}", cloud.stack))?;
     stack::ensure_bucket(cloud).await?;
 
     let model = current_model(cloud).await?.with_context(|| {
@@ -55,6 +54,13 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, arch: Architecture) -> Result<()>
         .await
         .with_context(|| format!("function {name} does not become ready"))?;
     let version = publish(cloud).await?;
+    lambda
+        .wait_until_published_version_active()
+        .function_name(&name)
+        .qualifier(&version)
+        .wait(Duration::from_secs(120))
+        .await
+        .with_context(|| format!("version {version} of {name} does not become active"))?;
     smoke_test(cloud, &version, &model).await?;
     move_live(cloud, &version).await?;
     println!(

@@ -15,6 +15,8 @@ use crate::cloud::{Cloud, Target};
 const TEMPLATE: &str = include_str!("../template.yaml");
 /// Long enough for the slowest resource on AWS; a wait without an end helps nobody.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// Between two looks at a stack: AWS limits how often an account may ask.
+const POLL: Duration = Duration::from_secs(1);
 
 /// A client for CloudFormation.
 fn client(cloud: &Cloud) -> Client {
@@ -53,7 +55,6 @@ pub async fn ensure_bucket(cloud: &Cloud) -> Result<()> {
         println!("bucket {bucket} is there");
         return Ok(());
     }
-    cloud.confirm(&format!("Create bucket {}", cloud.bucket()))?;
     apply(cloud, &[("CodeKey", "")]).await?;
     println!("bucket {} is there", cloud.bucket());
     Ok(())
@@ -113,14 +114,26 @@ pub async fn apply(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<()> {
         println!("stack {name}: no changes");
         return Ok(());
     }
-    // One second back: an event may carry the same second as the call that caused it.
-    let since = SystemTime::now() - Duration::from_secs(1);
+    if let Err(refused) = cloud.confirm(&format!("Make these changes to stack {name}")) {
+        cf.delete_change_set()
+            .stack_name(&name)
+            .change_set_name(&change_set)
+            .send()
+            .await?;
+        return Err(refused);
+    }
+    let seen = events(&cf, &name)
+        .await?
+        .into_iter()
+        .map(|event| event.id)
+        .collect();
     cf.execute_change_set()
         .stack_name(&name)
         .change_set_name(&change_set)
         .send()
-        .await?;
-    follow(&cf, &name, since).await
+        .await
+        .with_context(|| format!("could not execute the change set of stack {name}: try again"))?;
+    follow(&cf, &name, seen).await
 }
 
 /// Wait for a change set and print it; false when it holds no change.
@@ -166,55 +179,69 @@ async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<bool> {
     }
 }
 
-/// Print the stack's events from `since` on until it settles.
-async fn follow(cf: &Client, stack: &str, since: SystemTime) -> Result<()> {
-    let started = Instant::now();
-    let mut seen = HashSet::new();
-    let mut failure: Option<String> = None;
-    loop {
-        // Read before the events: when it is final, all its events are there.
-        let found = cf.describe_stacks().stack_name(stack).send().await?;
-        let status = found
-            .stacks()
-            .first()
-            .and_then(|s| s.stack_status())
-            .context("the stack has no status")?
-            .clone();
+/// One line of a stack's history.
+struct Event {
+    id: String,
+    resource: String,
+    state: String,
+    reason: String,
+}
 
-        let events = cf.describe_stack_events().stack_name(stack).send().await?;
-        for event in events.stack_events().iter().rev() {
-            let recent = event
-                .timestamp()
-                .is_some_and(|t| SystemTime::try_from(*t).is_ok_and(|t| t >= since));
-            if !recent || !seen.insert(event.event_id().unwrap_or_default().to_owned()) {
+/// The stack's newest events, oldest first.
+async fn events(cf: &Client, stack: &str) -> Result<Vec<Event>> {
+    let found = cf.describe_stack_events().stack_name(stack).send().await;
+    let found = found.with_context(|| format!("could not read the events of stack {stack}"))?;
+    let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
+    let event = |e: &aws_sdk_cloudformation::types::StackEvent| Event {
+        id: text(e.event_id()),
+        resource: text(e.logical_resource_id()),
+        state: text(e.resource_status().map(|s| s.as_str())),
+        reason: text(e.resource_status_reason()),
+    };
+    Ok(found.stack_events().iter().rev().map(event).collect())
+}
+
+/// Print the stack's events, but for those `seen` before, until one says that the stack itself is done.
+///
+/// The events are asked, not the stack: right after a change set is executed the stack may still
+/// show the state before.
+async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>) -> Result<()> {
+    let started = Instant::now();
+    let mut failure: Option<String> = None;
+    while started.elapsed() < DEADLINE {
+        for Event {
+            id,
+            resource,
+            state,
+            reason,
+        } in events(cf, stack).await?
+        {
+            if !seen.insert(id) {
                 continue;
             }
-            let id = event.logical_resource_id().unwrap_or("?");
-            let state = event.resource_status().map_or("?", |s| s.as_str());
-            let reason = event.resource_status_reason().unwrap_or_default();
             println!(
-                "  {:>5.1} s  {state:<28} {id}  {reason}",
+                "  {:>5.1} s  {state:<28} {resource}  {reason}",
                 started.elapsed().as_secs_f64()
             );
             if state.ends_with("_FAILED") && failure.is_none() {
-                failure = Some(format!("{id}: {reason}"));
+                failure = Some(format!("{resource}: {reason}"));
+            }
+            if resource == stack {
+                match state.as_str() {
+                    "CREATE_COMPLETE" | "UPDATE_COMPLETE" => return Ok(()),
+                    s if s.ends_with("ROLLBACK_COMPLETE") || s.ends_with("ROLLBACK_FAILED") => {
+                        bail!(
+                            "stack {stack} ended in {s}: {}",
+                            failure.as_deref().unwrap_or("no reason given")
+                        )
+                    }
+                    _ => {}
+                }
             }
         }
-        match status {
-            StackStatus::CreateComplete | StackStatus::UpdateComplete => return Ok(()),
-            s if s.as_str().ends_with("_IN_PROGRESS") => {}
-            s => bail!(
-                "stack {stack} ended in {s}: {}",
-                failure.as_deref().unwrap_or("no reason given")
-            ),
-        }
-        if started.elapsed() > DEADLINE {
-            bail!(
-                "stack {stack} is still working after {DEADLINE:?}: look again with `make status`"
-            );
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(POLL).await;
     }
+    bail!("stack {stack} is still working after {DEADLINE:?}: look again with `make status`")
 }
 
 /// The stack when nothing is moving in it any more; `None` when there is none to update.
@@ -278,7 +305,9 @@ pub async fn delete(cloud: &Cloud) -> Result<()> {
                 Some(StackStatus::DeleteComplete) => return Ok(()),
                 Some(StackStatus::DeleteFailed) => {
                     let reason = stack.stack_status_reason().unwrap_or("no reason given");
-                    bail!("stack {name} could not be deleted: {reason}");
+                    bail!(
+                        "stack {name} could not be deleted ({reason}): run `make destroy` again in a few minutes"
+                    );
                 }
                 _ if started.elapsed() > DEADLINE => {
                     bail!("stack {name} is not deleted after {DEADLINE:?}")
