@@ -6,24 +6,27 @@ MAKEFLAGS += --no-print-directory
 STACK          ?= iris
 TARGET         ?= local
 NAME           ?= lily
+NB             ?=
 # The device that notebook 4 asks with. A client id can be connected only once, so headless runs use another.
 DEVICE         ?= notebook
 PYTHON         ?= python3
 ARCH           ?= host
 GATEWAY_PORT   ?= 4566
 IOT_MTLS_PORT  ?= 8883
-CELL_TIMEOUT   ?= 600
+CELL_TIMEOUT   ?= 900
 LOCAL_DIR      ?= $(CURDIR)/target/local
-export STACK TARGET DEVICE ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
+export STACK TARGET DEVICE NAME NB ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
-WALKTHROUGH := $(wildcard notebooks/0[1-4]_*.ipynb)
-DEPLOY    := target/notebook/deploy
-ZIP       := target/lambda/iris_fn.zip
+WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
+DEPLOY      := target/notebook/deploy
+ZIP         := target/lambda/$(TARGET)/iris_fn.zip
+# The build lands where the recipes look for it, whatever your own settings say.
+unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
 # A terminal sees Cargo's progress; a log or a notebook cell only what matters.
-QUIET     := $(if $(MAKE_TERMERR),,--quiet)
+QUIET       := $(if $(MAKE_TERMERR),,--quiet)
 
 ifeq ($(TARGET),local)
 # All that differs between the laptop and AWS. `test` is the local cloud's root user: any secret will do.
@@ -34,17 +37,24 @@ export AWS_REGION            := us-east-1
 # Nothing of your real AWS settings reaches the local cloud, or the other way round.
 export AWS_CONFIG_FILE             := /dev/null
 export AWS_SHARED_CREDENTIALS_FILE := /dev/null
-unexport AWS_PROFILE AWS_SESSION_TOKEN AWS_DEFAULT_REGION
+unexport AWS_PROFILE AWS_SESSION_TOKEN AWS_DEFAULT_REGION AWS_IGNORE_CONFIGURED_ENDPOINT_URLS
+export NO_PROXY := 127.0.0.1,localhost
+export no_proxy := 127.0.0.1,localhost
 CLOUD     := cloud
 BUILD     := cargo build
 BOOTSTRAP := target/release/bootstrap
-else
+else ifeq ($(TARGET),aws)
 CLOUD     := setup
+ifeq ($(ARCH),host)
+override ARCH := x86_64
+endif
 BUILD     := cargo lambda build $(if $(filter arm64,$(ARCH)),--arm64,--x86-64)
 BOOTSTRAP := target/lambda/bootstrap/bootstrap
+else
+$(error TARGET is '$(TARGET)': it is local or aws)
 endif
 
-demo run notebooks: DEVICE := headless
+demo run notebooks: export DEVICE := headless
 
 ##@ Start here
 help: ## Print this list
@@ -52,7 +62,7 @@ help: ## Print this list
 	  /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' Makefile
 	@echo; echo "Settings: STACK=$(STACK) TARGET=$(TARGET) (local or aws) NAME=$(NAME) NB=notebooks/01_train.ipynb"
 
-demo: $(CLOUD) ## The whole walkthrough: from the data to 150 live predictions
+demo: $(CLOUD) build ## The whole walkthrough: from the data to 150 live predictions
 	@.venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(WALKTHROUGH)
 	@echo "Next: make lab opens the notebooks, make status says what is deployed, make stop ends the local cloud."
 
@@ -64,14 +74,15 @@ setup: ## Install everything, once (every target that needs it runs it)
 
 ##@ Notebooks
 run: $(CLOUD) ## Run one notebook without a browser: make run NB=notebooks/01_train.ipynb
-	@.venv/bin/python notebooks/kernel/run.py $(NB)
+	@test -n "$$NB" || { echo "Which notebook? make run NB=notebooks/01_train.ipynb"; exit 2; }
+	@.venv/bin/python notebooks/kernel/run.py "$$NB"
 
 notebooks: $(CLOUD) ## Run all notebooks and keep their outputs in them
 	@.venv/bin/python notebooks/kernel/run.py --in-place $(NOTEBOOKS)
 
 # What Jupyter starts for each notebook: the kernel, with the settings above, in this folder.
 kernel:
-	@exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS "$(EVCXR)" --control_file "$(CONNECTION_FILE)"
+	@exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR "$(EVCXR)" --control_file "$(CONNECTION_FILE)"
 
 ##@ The cloud
 local: setup ## Start the local cloud (nothing to do when it runs)
@@ -95,7 +106,7 @@ deploy: $(CLOUD) ## Deploy the built function: upload, update, test, and only th
 	@$(DEPLOY) up $(ZIP)
 
 device: $(CLOUD) ## Make a device with a certificate of its own: make device NAME=lily
-	@$(DEPLOY) device "$(NAME)"
+	@$(DEPLOY) device "$$NAME"
 
 status: $(CLOUD) ## Say what is deployed
 	@$(DEPLOY) status
@@ -113,7 +124,7 @@ destroy: $(CLOUD) ## Delete everything that carries the stack's name
 test: setup ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
 	@notebooks/kernel/test.sh
 
-clean: stop ## Delete what was built and installed here (the kernel's build cache in ~/.cache stays)
+clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
 .PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test clean

@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 from clients import ACCOUNT, BUCKET, DEVICES, FUNCTION, REGION, ROOT, STACK, Cloud, Device, run, sha256
 from test_local import alive, free_ports, wait_for
 
-MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/iris_fn.zip"
+MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/local/iris_fn.zip"
 REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
 FEATURES, CLASSES = REFERENCE["features"], REFERENCE["classes"]
 US, OTHER = "walkthrough", "walkthrough-other"  # two devices

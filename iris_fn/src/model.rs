@@ -69,7 +69,7 @@ pub struct Training {
     pub rows: usize,
     /// L2 penalty on the weights, α = 1/C of scikit-learn. Intercepts are not penalised.
     pub alpha: f64,
-    /// L-BFGS iterations until the gradient norm was small enough.
+    /// L-BFGS iterations that were enough for that: the smallest limit that notebook 1 tried.
     pub iterations: u64,
     /// Euclidean norm of the objective's gradient at the fitted parameters; 0 at the optimum.
     pub gradient_norm: f64,

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ KERNEL = VENV / "share" / "jupyter" / "kernels" / "rust"
 DEPS = TARGET / "notebook" / "deps"
 LIBRARY = DEPS / ("libworkshop.dylib" if sys.platform == "darwin" else "libworkshop.so")
 
+RUST = (1, 94)
 EVCXR_VERSION = "0.22.0"
 # Outside the clone, with its version in the name: the next clone finds it and saves six minutes, and an
 # evcxr that you installed for yourself stays as it is.
@@ -36,6 +38,7 @@ EVCXR = CACHE / f"evcxr_jupyter-{EVCXR_VERSION}" / "bin" / "evcxr_jupyter"
 
 MISSING_TOOLS = {
     "cargo": "Rust is missing. Install it from https://rustup.rs (rustc 1.94 or newer), then open a new terminal.",
+    "rust": f"Rust {RUST[0]}.{RUST[1]} or newer is needed: rustup update stable && rustup default stable",
     "cc": "A C compiler is missing. Debian/Ubuntu: apt install build-essential · Fedora: dnf install gcc · "
     "macOS: xcode-select --install",
     "venv": "Python's venv module is missing. Debian/Ubuntu: apt install python3-venv",
@@ -46,6 +49,11 @@ class SetupError(Exception):
     """A sentence that says what is wrong and what to do next."""
 
 
+def rustc_version() -> str:
+    """What rustc says of itself; empty when it does not work (rustup without a toolchain)."""
+    return subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=False).stdout
+
+
 def check_tools() -> None:
     """The tools that this cannot install itself."""
     if sys.version_info < (3, 10):
@@ -53,8 +61,11 @@ def check_tools() -> None:
             f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}: "
             "install one and name it, make setup PYTHON=python3.12"
         )
-    if not shutil.which("cargo"):
+    if not shutil.which("cargo") or not shutil.which("rustc"):
         raise SetupError(MISSING_TOOLS["cargo"])
+    found = re.search(r"^release: (\d+)\.(\d+)", rustc_version(), re.MULTILINE)
+    if not found or (int(found[1]), int(found[2])) < RUST:
+        raise SetupError(MISSING_TOOLS["rust"])
     if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
         raise SetupError(MISSING_TOOLS["cc"])
     try:
@@ -102,7 +113,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
         started = reported = time.monotonic()
         process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             while process.poll() is None:
@@ -112,8 +123,8 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
                     line = f"  {reported - started:4.0f} s  {last_line(begin)}"
                     print(f"\r\x1b[K{line}" if tty else line, end="" if tty else "\n", flush=True)
         finally:
-            if process.poll() is None:
-                process.terminate()
+            if process.poll() is None:  # Ctrl-C: the command and all it started
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
             if tty:
                 print("\r\x1b[K", end="", flush=True)
@@ -137,8 +148,9 @@ def last_line(begin: int) -> str:
 def install_python_tools() -> None:
     """JupyterLab, the local cloud and the cross-compiler, each file checked against its hash."""
     python = VENV / "bin" / "python"
-    if not python.exists():
-        run(sys.executable, "-m", "venv", VENV)
+    # Anew, because what is there may be half made, of another Python, or moved here from elsewhere.
+    # The base executable, because this may be running in that very .venv.
+    run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--clear", VENV)
     requirements = HERE / "requirements.txt"
     run(python, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes", "-r", requirements)
 
@@ -225,12 +237,12 @@ def main() -> int:
         with (TARGET / ".setup.lock").open("w") as lock:
             # Two at once: the second waits, and then finds everything done.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            rustc = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
+            rustc = rustc_version()
             sources = [ROOT / "Cargo.lock", ROOT / "Cargo.toml"]
             for crate in (ROOT / "notebooks/workshop", ROOT / "iris_fn", ROOT / "deploy"):
                 sources += [crate / "Cargo.toml", crate / "src"]
-            sources += [ROOT / "deploy/template.yaml", ROOT / "deploy/build.rs"]
-            step("Python tools", digest(HERE / "requirements.txt", sys.version), VENV / "bin/jupyter", install_python_tools)
+            sources += [ROOT / "deploy" / name for name in ("template.yaml", "build.rs", "AmazonRootCA1.pem")]
+            step("Python tools", digest(HERE / "requirements.txt", sys.version, str(ROOT)), VENV / "bin/jupyter", install_python_tools)
             step("Rust kernel (evcxr)", EVCXR_VERSION, EVCXR, install_evcxr)
             step("notebook library and deployer", digest(*sources, rustc), LIBRARY, build_library)
             settings = digest(HERE / "setup.py", HERE / "jupyter_server_config.py", str(ROOT), rustc)

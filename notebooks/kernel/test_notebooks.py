@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def cloud() -> Iterator[dict[str, str]]:
-    """The settings of an empty local cloud that lives as long as the test."""
+    """The environment of an empty local cloud that lives as long as the test."""
     shutil.rmtree(WORK, ignore_errors=True)
     settings = {
         "TARGET": "local",
@@ -34,14 +34,15 @@ def cloud() -> Iterator[dict[str, str]]:
         "GATEWAY_PORT": str(free_port()),
         "IOT_MTLS_PORT": str(free_port()),
     }
-    env = os.environ | settings
+    # What `make test` was called with is not for the makes below it.
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")} | settings
     subprocess.run(["make", "local"], cwd=ROOT, env=env, check=True, timeout=120)
-    yield settings
+    yield env
     subprocess.run(["make", "stop"], cwd=ROOT, env=env, check=True, timeout=120)
 
 
 def test_every_committed_output_is_what_the_cell_gives_today(cloud: dict[str, str]) -> None:
     command = [".venv/bin/python", "notebooks/kernel/run.py", "--check", "--out", str(WORK), *map(str, NOTEBOOKS)]
     assert NOTEBOOKS, "no notebooks found"
-    if subprocess.run(command, cwd=ROOT, env=os.environ | cloud, timeout=1800).returncode:
+    if subprocess.run(command, cwd=ROOT, env=cloud, timeout=1800).returncode:
         pytest.fail("a notebook failed or is stale; what it printed above says which cell", pytrace=False)
