@@ -148,7 +148,11 @@ async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<bool> {
             .await?;
         match set.status() {
             Some(ChangeSetStatus::CreateComplete) => {
-                println!("stack {stack}: {} changes", set.changes().len());
+                let changes = set.changes().len();
+                println!(
+                    "stack {stack}: {changes} change{}",
+                    if changes == 1 { "" } else { "s" }
+                );
                 for change in set.changes().iter().filter_map(|c| c.resource_change()) {
                     let action = change.action().map_or("?", |a| a.as_str());
                     let replaced = change.replacement().is_some_and(|r| r.as_str() == "True");
