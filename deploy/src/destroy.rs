@@ -155,7 +155,8 @@ async fn empty(cloud: &Cloud, objects: Vec<(ObjectIdentifier, i64)>) -> Result<(
             .bucket(&bucket)
             .delete(delete)
             .send()
-            .await?;
+            .await
+            .with_context(|| format!("could not empty bucket {bucket}"))?;
         if let Some(e) = reply.errors().first() {
             let (key, message) = (
                 e.key().unwrap_or("?"),

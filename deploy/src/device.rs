@@ -72,7 +72,8 @@ pub async fn create(
                 .describe_endpoint()
                 .endpoint_type("iot:Data-ATS")
                 .send()
-                .await?;
+                .await
+                .context("could not ask for the account's IoT endpoint")?;
             (
                 endpoint
                     .endpoint_address
@@ -124,7 +125,8 @@ async fn holds_active_certificate(iot: &Client, thing: &str, dir: &Path) -> Resu
             .describe_certificate()
             .certificate_id(&id)
             .send()
-            .await?;
+            .await
+            .with_context(|| format!("could not look at the certificate of {thing}"))?;
         if let Some(c) = found.certificate_description()
             && c.status() == Some(&CertificateStatus::Active)
             && c.certificate_pem().is_some_and(|p| p.trim() == pem.trim())
@@ -159,11 +161,22 @@ async fn new_certificate(cloud: &Cloud, iot: &Client, thing: &str, dir: &Path) -
         .certificate_id()
         .with_context(|| format!("{missing} its id"))?;
 
-    iot.attach_thing_principal()
+    let attached = iot
+        .attach_thing_principal()
         .thing_name(thing)
         .principal(arn)
         .send()
-        .await?;
+        .await;
+    if let Err(e) = attached {
+        // Attached to nothing, nobody would ever find it again.
+        let deleted = iot.delete_certificate().certificate_id(id).send().await;
+        let left = deleted.map_or(format!("; certificate {id} is left over"), |_| {
+            String::new()
+        });
+        return Err(e).with_context(|| {
+            format!("could not attach the certificate to thing {thing}{left}: try again")
+        });
+    }
     write_private(&dir.join("key.pem"), key)?;
     write_private(&dir.join("cert.pem"), pem)?;
     iot.attach_policy()
@@ -181,7 +194,8 @@ async fn new_certificate(cloud: &Cloud, iot: &Client, thing: &str, dir: &Path) -
         .certificate_id(id)
         .new_status(CertificateStatus::Active)
         .send()
-        .await?;
+        .await
+        .with_context(|| format!("could not activate the certificate of {thing}: try again"))?;
     Ok(())
 }
 
@@ -200,43 +214,46 @@ async fn certificate_ids(iot: &Client, thing: &str) -> Result<Vec<String>> {
 /// Detach, deactivate and delete every certificate of a thing.
 pub async fn remove_certificates(iot: &Client, thing: &str) -> Result<()> {
     for id in certificate_ids(iot, thing).await? {
-        let found = iot
-            .describe_certificate()
-            .certificate_id(&id)
-            .send()
-            .await?;
-        let arn = found
-            .certificate_description()
-            .and_then(|c| c.certificate_arn())
-            .context("a certificate has no ARN")?;
-        for policy in iot
-            .list_attached_policies()
+        remove_certificate(iot, thing, &id).await.with_context(|| {
+            format!("could not remove the certificate of {thing}: run the same command again")
+        })?;
+    }
+    Ok(())
+}
+
+async fn remove_certificate(iot: &Client, thing: &str, id: &str) -> Result<()> {
+    let found = iot.describe_certificate().certificate_id(id).send().await?;
+    let arn = found
+        .certificate_description()
+        .and_then(|c| c.certificate_arn())
+        .context("a certificate has no ARN")?;
+    for policy in iot
+        .list_attached_policies()
+        .target(arn)
+        .send()
+        .await?
+        .policies()
+    {
+        iot.detach_policy()
+            .policy_name(policy.policy_name().unwrap_or_default())
             .target(arn)
             .send()
-            .await?
-            .policies()
-        {
-            iot.detach_policy()
-                .policy_name(policy.policy_name().unwrap_or_default())
-                .target(arn)
-                .send()
-                .await?;
-        }
-        iot.detach_thing_principal()
-            .thing_name(thing)
-            .principal(arn)
-            .send()
             .await?;
-        iot.update_certificate()
-            .certificate_id(&id)
-            .new_status(CertificateStatus::Inactive)
-            .send()
-            .await?;
-        patiently(&format!("the certificate of {thing}"), || {
-            iot.delete_certificate().certificate_id(&id).send()
-        })
-        .await?;
     }
+    iot.detach_thing_principal()
+        .thing_name(thing)
+        .principal(arn)
+        .send()
+        .await?;
+    iot.update_certificate()
+        .certificate_id(id)
+        .new_status(CertificateStatus::Inactive)
+        .send()
+        .await?;
+    patiently(&format!("the certificate of {thing}"), || {
+        iot.delete_certificate().certificate_id(id).send()
+    })
+    .await?;
     Ok(())
 }
 

@@ -84,7 +84,10 @@ pub async fn current_model(cloud: &Cloud) -> Result<Option<Model>> {
         Err(e) if e.as_service_error().is_some_and(|e| e.is_no_such_key()) => return Ok(None),
         object => object.with_context(|| format!("could not read s3://{bucket}/{CURRENT_KEY}"))?,
     };
-    let bytes = object.body.collect().await?.into_bytes();
+    let body = object.body.collect().await;
+    let bytes = body
+        .with_context(|| format!("could not read s3://{bucket}/{CURRENT_KEY}"))?
+        .into_bytes();
     let model = Model::from_bytes(&bytes)
         .with_context(|| format!("s3://{bucket}/{CURRENT_KEY} is refused"))?;
     Ok(Some(model))
@@ -119,13 +122,15 @@ async fn publish(cloud: &Cloud) -> Result<String> {
         .get_function_configuration()
         .function_name(&name)
         .send()
-        .await?;
+        .await
+        .with_context(|| format!("could not look at function {name}"))?;
     let live = lambda
         .get_function_configuration()
         .function_name(&name)
         .qualifier(LIVE)
         .send()
-        .await?;
+        .await
+        .with_context(|| format!("could not look at {name}:{LIVE}"))?;
     // What decides how a call is answered; a description, say, does not.
     let behaviour = |c: &GetFunctionConfigurationOutput| {
         let code = (

@@ -105,21 +105,21 @@ pub async fn apply(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<()> {
         .await
         .with_context(|| format!("could not make a change set for stack {name}"))?;
 
-    if !ready(&cf, &name, &change_set).await? {
+    let discard = || async {
         cf.delete_change_set()
             .stack_name(&name)
             .change_set_name(&change_set)
             .send()
-            .await?;
+            .await
+            .with_context(|| format!("could not delete change set {change_set}"))
+    };
+    if !ready(&cf, &name, &change_set).await? {
+        discard().await?;
         println!("stack {name}: no changes");
         return Ok(());
     }
     if let Err(refused) = cloud.confirm(&format!("Make these changes to stack {name}")) {
-        cf.delete_change_set()
-            .stack_name(&name)
-            .change_set_name(&change_set)
-            .send()
-            .await?;
+        discard().await?;
         return Err(refused);
     }
     let seen = events(&cf, &name)
@@ -145,7 +145,8 @@ async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<bool> {
             .stack_name(stack)
             .change_set_name(change_set)
             .send()
-            .await?;
+            .await
+            .with_context(|| format!("could not look at change set {change_set}"))?;
         match set.status() {
             Some(ChangeSetStatus::CreateComplete) => {
                 let changes = set.changes().len();
@@ -300,7 +301,11 @@ async fn settled(cloud: &Cloud) -> Result<Option<Stack>> {
 pub async fn delete(cloud: &Cloud) -> Result<()> {
     let cf = client(cloud);
     let name = cloud.stack.to_string();
-    cf.delete_stack().stack_name(&name).send().await?;
+    cf.delete_stack()
+        .stack_name(&name)
+        .send()
+        .await
+        .with_context(|| format!("could not delete stack {name}"))?;
     let started = Instant::now();
     loop {
         match describe(cloud).await? {

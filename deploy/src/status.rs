@@ -75,7 +75,8 @@ pub async fn status(cloud: &Cloud) -> Result<()> {
         .function_name(cloud.function())
         .qualifier(LIVE)
         .send()
-        .await?;
+        .await
+        .with_context(|| format!("could not look at {}:{LIVE}", cloud.function()))?;
     line(
         "function",
         &format!(

@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from zmq import ZMQError
 
 KERNEL = "rust"
-START_LIMIT = 600  # seconds; the kernel starts in 5, but its make target may have something to build first
+START_LIMIT = 600  # seconds; it starts in 5, but a loaded laptop may take far longer
 QUIET = 0.05  # seconds of silence after which a finished cell has nothing more to say
 MOST_TEXT = 250_000  # characters a cell may print: far more than anybody reads
 
