@@ -177,7 +177,6 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
             .as_ref()
             .and_then(|current| current.etag.clone());
         if let Some(Loaded { model, etag }) = self.store.current(known.as_deref()).await? {
-            tracing::info!(model = model.sha256(), "model loaded");
             let model = Arc::new(model);
             *self.current() = Some(Current {
                 model,

@@ -2,7 +2,7 @@
 //! call: settings, connections, the model. Calls reuse all of it.
 
 use std::env;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_config::BehaviorVersion;
 use iris_fn::handler::Handler;
@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
+    let started = Instant::now();
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
@@ -21,17 +22,22 @@ async fn main() -> Result<(), Error> {
         .with_target(false)
         .init();
 
+    let log = started.elapsed();
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
+    let settings = started.elapsed() - log;
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
     let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
     let model_ttl = Duration::from_secs(setting("MODEL_TTL")?.parse()?);
     let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl);
 
+    let clients = started.elapsed() - log - settings;
     // A function without a model still starts: it refuses each request with the reason, and recovers
     // by itself as soon as there is one.
     if let Err(e) = handler.model().await {
         tracing::error!(error = e.details(), "no model yet");
     }
+
+    tracing::info!(log_us = log.as_micros() as u64, settings_us = settings.as_micros() as u64, clients_us = clients.as_micros() as u64, total_us = started.elapsed().as_micros() as u64, "ready");
 
     let handler = &handler;
     let answer = move |event: LambdaEvent<Box<RawValue>>| async move {

@@ -90,29 +90,10 @@ pub struct GoldenRow {
 }
 
 impl ModelFile {
-    /// The file's bytes: pretty-printed JSON with a final newline.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self)
-            .expect("strings, numbers and arrays always serialize as JSON");
-        bytes.push(b'\n');
-        bytes
-    }
-}
-
-/// A model that has passed every check. There is no other way to get one, so there is no way to
-/// serve from an unchecked file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Model {
-    file: ModelFile,
-    sha256: String,
-}
-
-impl Model {
-    /// Read a model file and check it: schema, kind, column order, class names, ranges, and that
-    /// this build reproduces every golden row to [`GOLDEN_TOLERANCE`].
+    /// Read a model file of the schema and kind that this build knows, without trusting it yet.
     ///
     /// # Errors
-    /// A [`ModelError`] that names the first thing that is wrong. Never panics, whatever the bytes.
+    /// [`ModelError::Malformed`], [`ModelError::Schema`] or [`ModelError::Kind`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelError> {
         // The schema is read on its own first: another schema may have other fields.
         #[derive(Deserialize)]
@@ -134,12 +115,43 @@ impl Model {
                 expected: KIND,
             });
         }
-        let file: ModelFile = serde_json::from_slice(bytes).map_err(malformed)?;
+        serde_json::from_slice(bytes).map_err(malformed)
+    }
+
+    /// The file's bytes: pretty-printed JSON with a final newline.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .expect("strings, numbers and arrays always serialize as JSON");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+/// A model that has passed every check. There is no other way to get one, so there is no way to
+/// serve from an unchecked file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    file: ModelFile,
+    sha256: String,
+}
+
+impl Model {
+    /// Read a model file and check it: [`ModelFile::from_bytes`], then [`Model::check`].
+    ///
+    /// # Errors
+    /// A [`ModelError`] that names the first thing that is wrong. Never panics, whatever the bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelError> {
+        Self::check(ModelFile::from_bytes(bytes)?, sha256_hex(bytes))
+    }
+
+    /// Trust a file, whose bytes have this SHA-256, once its column order, class names and ranges are
+    /// right and this build reproduces every golden row to [`GOLDEN_TOLERANCE`].
+    ///
+    /// # Errors
+    /// A [`ModelError`] that names the first thing that is wrong.
+    pub fn check(file: ModelFile, sha256: String) -> Result<Self, ModelError> {
         file.check()?;
-        Ok(Self {
-            file,
-            sha256: sha256_hex(bytes),
-        })
+        Ok(Self { file, sha256 })
     }
 
     /// What the file says.

@@ -1,11 +1,12 @@
 //! Where the model comes from.
 
 use std::error::Error;
+use std::time::Instant;
 
 use aws_sdk_s3::Client;
 
 use crate::error::ModelError;
-use crate::model::{CURRENT_KEY, Model, sha256_hex};
+use crate::model::{CURRENT_KEY, Model, ModelFile, sha256_hex};
 
 /// Why there is no model.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,7 @@ impl ModelStore for S3Store {
             key: CURRENT_KEY.to_owned(),
             source,
         };
+        let started = Instant::now();
         let get = self.client.get_object().bucket(bucket).key(CURRENT_KEY);
         let object = match get.set_if_none_match(known.map(str::to_owned)).send().await {
             // Not an error to us: 304, the object has not changed.
@@ -97,15 +99,25 @@ impl ModelStore for S3Store {
             .await
             .map_err(|e| read(e.into()))?
             .into_bytes();
-        match Model::from_bytes(&bytes) {
-            Ok(model) => Ok(Some(Loaded { model, etag })),
-            Err(source) => Err(StoreError::Refused {
-                name: format!(
-                    "s3://{bucket}/{CURRENT_KEY} (sha256 {})",
-                    sha256_hex(&bytes)
-                ),
-                source,
-            }),
-        }
+        let s3 = started.elapsed();
+
+        let started = Instant::now();
+        let sha256 = sha256_hex(&bytes);
+        let refused = |source| StoreError::Refused {
+            name: format!("s3://{bucket}/{CURRENT_KEY} (sha256 {sha256})"),
+            source,
+        };
+        let file = ModelFile::from_bytes(&bytes).map_err(refused)?;
+        let parse = started.elapsed();
+        let model = Model::check(file, sha256.clone()).map_err(refused)?;
+        let golden = started.elapsed() - parse;
+        tracing::info!(
+            model = sha256,
+            s3_us = s3.as_micros() as u64,
+            parse_us = parse.as_micros() as u64,
+            golden_us = golden.as_micros() as u64,
+            "model loaded"
+        );
+        Ok(Some(Loaded { model, etag }))
     }
 }
