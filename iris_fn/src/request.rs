@@ -1,6 +1,11 @@
 //! A request: bytes in, validated flowers or a typed refusal out.
 
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+
 
 use crate::error::RequestError;
 use crate::model::{FEATURE_NAMES, FEATURES};
@@ -58,16 +63,19 @@ impl Request {
             request_id: None,
             error,
         };
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|e| anonymous(malformed(format!("not JSON: {e}"))))?;
-        let Value::Object(object) = value else {
-            return Err(anonymous(malformed(format!(
-                "a request is a JSON object, found {}",
-                kind(&value)
-            ))));
+        let text = std::str::from_utf8(bytes)
+            .map_err(|e| anonymous(malformed(format!("not UTF-8: {e}"))))?;
+        let fields = match serde_json::from_str(text) {
+            Ok(Json::Object(fields)) => *fields,
+            Ok(other) => {
+                let message = format!("a request is a JSON object, found {}", other.kind());
+                return Err(anonymous(malformed(message)));
+            }
+            Err(e) if e.is_data() => return Err(anonymous(malformed(e.to_string()))),
+            Err(e) => return Err(anonymous(malformed(format!("not JSON: {e}")))),
         };
-        let request_id = request_id(&object).map_err(anonymous)?;
-        match question(&object) {
+        let request_id = checked_id(fields.request_id).map_err(anonymous)?;
+        match question(fields.flowers, &fields.measurements) {
             Ok(question) => Ok(Self {
                 request_id,
                 question,
@@ -80,83 +88,72 @@ impl Request {
     }
 }
 
-fn request_id(object: &Map<String, Value>) -> Result<String, RequestError> {
-    match object.get("request_id") {
-        None => Err(RequestError::MissingField {
+fn checked_id(id: Json) -> Result<String, RequestError> {
+    match id {
+        Json::Missing => Err(RequestError::MissingField {
             field: "request_id",
             index: None,
         }),
-        Some(Value::String(id)) if id.len() <= MAX_REQUEST_ID => Ok(id.clone()),
-        Some(Value::String(id)) => Err(malformed(format!(
+        Json::Text(id) if id.len() <= MAX_REQUEST_ID => Ok(id),
+        Json::Text(id) => Err(malformed(format!(
             "`request_id` has {} bytes, at most {MAX_REQUEST_ID} are echoed",
             id.len()
         ))),
-        Some(other) => Err(malformed(format!(
+        other => Err(malformed(format!(
             "`request_id` must be a string, found {}",
-            kind(other)
+            other.kind()
         ))),
     }
 }
 
-fn question(object: &Map<String, Value>) -> Result<Question, RequestError> {
-    let Some(flowers) = object.get("flowers") else {
-        return flower(object, None).map(Question::One);
-    };
-    if let Some(field) = FEATURE_NAMES
-        .iter()
-        .find(|name| object.contains_key(**name))
-    {
+fn question(flowers: Json, single: &[Json; FEATURES]) -> Result<Question, RequestError> {
+    if let Json::Missing = flowers {
+        return flower(single, None).map(Question::One);
+    }
+    let mut present = FEATURE_NAMES.iter().zip(single);
+    if let Some((field, _)) = present.find(|(_, json)| !matches!(json, Json::Missing)) {
         return Err(malformed(format!(
             "`flowers` and `{field}` in one request: ask for one flower or for a list"
         )));
     }
-    let Value::Array(flowers) = flowers else {
-        return Err(malformed(format!(
-            "`flowers` must be a list, found {}",
-            kind(flowers)
-        )));
-    };
-    if flowers.len() > MAX_FLOWERS {
-        return Err(RequestError::TooManyFlowers {
-            found: flowers.len(),
+    match flowers {
+        Json::List { length, .. } if length > MAX_FLOWERS => Err(RequestError::TooManyFlowers {
+            found: length,
             max: MAX_FLOWERS,
-        });
+        }),
+        Json::List { flowers, .. } => flowers.map(Question::Batch),
+        other => Err(malformed(format!(
+            "`flowers` must be a list, found {}",
+            other.kind()
+        ))),
     }
-    let flowers = flowers
-        .iter()
-        .enumerate()
-        .map(|(index, value)| match value {
-            Value::Object(object) => flower(object, Some(index)),
-            other => Err(malformed(format!(
-                "flowers[{index}] must be an object, found {}",
-                kind(other)
-            ))),
-        });
-    flowers.collect::<Result<_, _>>().map(Question::Batch)
 }
 
-fn flower(object: &Map<String, Value>, index: Option<usize>) -> Result<Flower, RequestError> {
+fn flower(fields: &[Json; FEATURES], index: Option<usize>) -> Result<Flower, RequestError> {
     let mut features = [0.0; FEATURES];
-    for (x, field) in features.iter_mut().zip(FEATURE_NAMES) {
-        let value = object
-            .get(field)
-            .ok_or(RequestError::MissingField { field, index })?;
-        let number = value.as_f64().ok_or(RequestError::NotANumber {
-            field,
-            index,
-            found: kind(value),
-        })?;
+    for ((x, field), json) in features.iter_mut().zip(FEATURE_NAMES).zip(fields) {
+        let value = match json {
+            Json::Number(value) => *value,
+            Json::Missing => return Err(RequestError::MissingField { field, index }),
+            other => {
+                return Err(RequestError::NotANumber {
+                    field,
+                    index,
+                    found: other.kind(),
+                });
+            }
+        };
         let (min, max) = CENTIMETRES;
-        if !(min..=max).contains(&number) {
+        if !(min..=max).contains(&value) {
             return Err(RequestError::OutOfRange {
                 field,
                 index,
-                value: number,
+                value,
                 min,
                 max,
             });
         }
-        *x = number;
+        *x = value;
     }
     Ok(Flower::from(features))
 }
@@ -165,15 +162,139 @@ fn malformed(message: String) -> RequestError {
     RequestError::MalformedJson(message)
 }
 
-/// The JSON type of a value, as a person would say it.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+/// Any JSON value, as much of it as a request needs. It is read in one pass, without a tree of values:
+/// a list becomes flowers as it is read, and what no field of a request may hold becomes its kind. The
+/// text is read to its end before anything in it is refused, so that a refusal can name the request.
+#[derive(Default)]
+enum Json {
+    #[default]
+    Missing,
+    Null,
+    Boolean,
+    Number(f64),
+    Text(String),
+    List {
+        length: usize,
+        /// The first [`MAX_FLOWERS`], or what is wrong with the first bad one.
+        flowers: Result<Vec<Flower>, RequestError>,
+    },
+    Object(Box<Fields>),
+}
+
+/// The fields that a request or a flower in it may have; others are ignored.
+#[derive(Default)]
+struct Fields {
+    request_id: Json,
+    flowers: Json,
+    /// In the order of [`FEATURE_NAMES`].
+    measurements: [Json; FEATURES],
+}
+
+impl Json {
+    /// The JSON type, as a person would say it.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Missing => "nothing",
+            Self::Null => "null",
+            Self::Boolean => "a boolean",
+            Self::Number(_) => "a number",
+            Self::Text(_) => "a string",
+            Self::List { .. } => "a list",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
+        Ok(Json::Boolean)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::Number(value as f64))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::Number(value as f64))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(Json::Number(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json::Text(text.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut fields = Box::<Fields>::default();
+        while let Some(Key(key)) = map.next_key()? {
+            let field = match key.as_ref() {
+                "request_id" => &mut fields.request_id,
+                "flowers" => &mut fields.flowers,
+                name => match FEATURE_NAMES.iter().position(|known| *known == name) {
+                    Some(column) => &mut fields.measurements[column],
+                    None => {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                },
+            };
+            if !matches!(field, Json::Missing) {
+                return Err(Error::custom(format!("`{key}` stands there twice")));
+            }
+            *field = map.next_value()?;
+        }
+        Ok(Json::Object(fields))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
+        let mut length = 0;
+        let mut flowers = Ok(Vec::new());
+        while let Some(element) = list.next_element()? {
+            if let Ok(good) = &mut flowers
+                && length < MAX_FLOWERS
+            {
+                match in_list(element, length) {
+                    Ok(flower) => good.push(flower),
+                    Err(error) => flowers = Err(error),
+                }
+            }
+            length += 1;
+        }
+        Ok(Json::List { length, flowers })
+    }
+}
+
+/// A field's name, borrowed from the text unless it is written with escapes.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn in_list(element: Json, index: usize) -> Result<Flower, RequestError> {
+    match element {
+        Json::Object(fields) => flower(&fields.measurements, Some(index)),
+        other => Err(malformed(format!(
+            "flowers[{index}] must be an object, found {}",
+            other.kind()
+        ))),
     }
 }
 
@@ -216,6 +337,10 @@ mod tests {
         assert_eq!(code(""), "malformed_json");
         assert_eq!(code("[1, 2]"), "malformed_json");
         assert_eq!(code(&SETOSA.replace("5.1", "NaN")), "malformed_json");
+        assert_eq!(
+            code(&SETOSA.replace('{', r#"{"petal_width":1,"#)),
+            "malformed_json"
+        );
         assert_eq!(code(r#"{"request_id": 7}"#), "malformed_json");
         assert_eq!(
             code(&SETOSA.replace(r#""r""#, &format!("{:?}", "r".repeat(129)))),
