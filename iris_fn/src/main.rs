@@ -4,8 +4,9 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use aws_config::BehaviorVersion;
-use aws_sdk_s3::config::SharedHttpClient;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_s3::config::{SharedCredentialsProvider, SharedHttpClient};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use iris_fn::handler::Handler;
@@ -25,7 +26,10 @@ async fn main() -> Result<(), Error> {
     // Only our own lines: the runtime's spans would be formatted for every call and never printed.
     let ours = Targets::new()
         .with_default(LevelFilter::WARN)
-        .with_targets([("iris_fn", LevelFilter::INFO), ("bootstrap", LevelFilter::INFO)]);
+        .with_targets([
+            ("iris_fn", LevelFilter::INFO),
+            ("bootstrap", LevelFilter::INFO),
+        ]);
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
@@ -37,10 +41,7 @@ async fn main() -> Result<(), Error> {
         .init();
 
     let log = started.elapsed();
-    let config = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(https_client()?)
-        .load()
-        .await;
+    let config = aws()?;
     let settings = started.elapsed() - log;
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
     let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
@@ -54,7 +55,13 @@ async fn main() -> Result<(), Error> {
         tracing::error!(error = e.details(), "no model yet");
     }
 
-    tracing::info!(log_us = log.as_micros() as u64, settings_us = settings.as_micros() as u64, clients_us = clients.as_micros() as u64, total_us = started.elapsed().as_micros() as u64, "ready");
+    tracing::info!(
+        log_us = log.as_micros() as u64,
+        settings_us = settings.as_micros() as u64,
+        clients_us = clients.as_micros() as u64,
+        total_us = started.elapsed().as_micros() as u64,
+        "ready"
+    );
 
     let handler = &handler;
     let answer = move |event: LambdaEvent<Box<RawValue>>| async move {
@@ -67,6 +74,22 @@ async fn main() -> Result<(), Error> {
             })
     };
     run(service_fn(answer)).await
+}
+
+/// Where the function is and who it is: Lambda says so in the environment. The SDK's default chain
+/// would look in six more places, and every cold start would carry the code for that.
+fn aws() -> Result<SdkConfig, Error> {
+    let credentials = EnvironmentVariableCredentialsProvider::new();
+    let config = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(setting("AWS_REGION")?))
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
+        .http_client(https_client()?);
+    // The local cloud; on AWS each service has an address of its own.
+    Ok(match env::var("AWS_ENDPOINT_URL") {
+        Ok(url) => config.endpoint_url(url).build(),
+        Err(_) => config.build(),
+    })
 }
 
 /// A client that trusts Amazon's own roots and no others: the function talks to nobody else, and to

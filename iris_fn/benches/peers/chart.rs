@@ -38,7 +38,10 @@ fn bars(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let names = [ONNX, SKLEARN, PLAIN, OURS, EMPTY];
     let value = |name: &str| {
-        measured.get(name).and_then(|m| m.get(what)).map_or(f64::NAN, Samples::median)
+        measured
+            .get(name)
+            .and_then(|m| m.get(what))
+            .map_or(f64::NAN, Samples::median)
     };
     let values = names.map(value);
     let low = values.into_iter().fold(f64::INFINITY, f64::min) / 2.0;
@@ -50,9 +53,20 @@ fn bars(
         .build_cartesian_2d((low..high).log_scale(), 0.0..names.len() as f64)?;
     for (i, (name, value)) in names.into_iter().zip(values).enumerate() {
         let y = i as f64;
-        let colour = if name == OURS { OUR_COLOUR } else { PEER_COLOUR };
-        chart.draw_series([Rectangle::new([(low, y + 0.2), (value, y + 0.8)], colour.filled())])?;
-        let number = if value < 100.0 { format!(" {value:.1}") } else { format!(" {value:.0}") };
+        let colour = if name == OURS {
+            OUR_COLOUR
+        } else {
+            PEER_COLOUR
+        };
+        chart.draw_series([Rectangle::new(
+            [(low, y + 0.2), (value, y + 0.8)],
+            colour.filled(),
+        )])?;
+        let number = if value < 100.0 {
+            format!(" {value:.1}")
+        } else {
+            format!(" {value:.0}")
+        };
         let style = ("sans-serif", 13).into_font().into_text_style(panel);
         chart.draw_series([Text::new(number, (value, y + 0.7), style)])?;
     }

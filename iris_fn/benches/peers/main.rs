@@ -51,7 +51,10 @@ impl Samples {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let rank = (q * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+        sorted
+            .get(rank.saturating_sub(1))
+            .copied()
+            .unwrap_or(f64::NAN)
     }
 
     fn median(&self) -> f64 {
@@ -79,7 +82,9 @@ async fn main() {
 }
 
 async fn run() -> Result<bool> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()?;
     ensure!(
         Path::new("/proc/self/status").exists(),
         "memory and CPU time are read from /proc, which only Linux has"
@@ -115,7 +120,11 @@ fn model_file() -> ModelFile {
         list.iter().filter_map(Value::as_f64).collect()
     };
     let weights = &reference["weights_class_by_feature"];
-    let row = |k: usize| numbers(&weights[k]).try_into().expect("four weights a class");
+    let row = |k: usize| {
+        numbers(&weights[k])
+            .try_into()
+            .expect("four weights a class")
+    };
     let column = |f: usize| flowers().map(move |flower| flower.features()[f]);
     let mut file = ModelFile {
         schema: SCHEMA,
@@ -128,7 +137,9 @@ fn model_file() -> ModelFile {
         }),
         classes: ["setosa", "versicolor", "virginica"].map(String::from),
         weights: [row(0), row(1), row(2)],
-        intercepts: numbers(&reference["intercepts"]).try_into().expect("three intercepts"),
+        intercepts: numbers(&reference["intercepts"])
+            .try_into()
+            .expect("three intercepts"),
         training: Training {
             data_sha256: iris_fn::model::sha256_hex(CSV.as_bytes()),
             rows: 150,
@@ -155,12 +166,18 @@ fn model_file() -> ModelFile {
 fn flowers() -> impl Iterator<Item = Flower> {
     CSV.lines().skip(1).map(|line| {
         let mut numbers = line.split(',').map_while(|field| field.parse::<f64>().ok());
-        Flower::from(std::array::from_fn(|_| numbers.next().expect("a row has four numbers")))
+        Flower::from(std::array::from_fn(|_| {
+            numbers.next().expect("a row has four numbers")
+        }))
     })
 }
 
 fn to_object(flower: &Flower) -> Value {
-    FEATURE_NAMES.iter().zip(flower.features()).map(|(n, x)| ((*n).to_owned(), json!(x))).collect()
+    FEATURE_NAMES
+        .iter()
+        .zip(flower.features())
+        .map(|(n, x)| ((*n).to_owned(), json!(x)))
+        .collect()
 }
 
 fn single(flower: &Flower) -> Bytes {
@@ -172,7 +189,9 @@ fn single(flower: &Flower) -> Bytes {
 fn batch(size: usize) -> Bytes {
     let all: Vec<Value> = flowers().map(|flower| to_object(&flower)).collect();
     let flowers: Vec<&Value> = all.iter().cycle().take(size).collect();
-    json!({"request_id": "batch", "flowers": flowers}).to_string().into()
+    json!({"request_id": "batch", "flowers": flowers})
+        .to_string()
+        .into()
 }
 
 /// The bucket that the function reads its model from: in the local cloud, made for this run.
@@ -187,18 +206,39 @@ impl S3 {
     async fn prepare(model: &Model) -> Result<Self> {
         let config = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
         ensure!(
-            config.endpoint_url().is_some_and(|url| url.starts_with("http://127.0.0.1:")),
+            config
+                .endpoint_url()
+                .is_some_and(|url| url.starts_with("http://127.0.0.1:")),
             "the bench uses the local cloud only: run it by `make bench`"
         );
         let client = aws_sdk_s3::Client::new(&config);
         let bucket = format!("bench-{}", std::process::id());
-        client.create_bucket().bucket(&bucket).send().await.context("no bucket for the bench")?;
+        client
+            .create_bucket()
+            .bucket(&bucket)
+            .send()
+            .await
+            .context("no bucket for the bench")?;
         let body = model.file().to_bytes().into();
-        let put = client.put_object().bucket(&bucket).key(CURRENT_KEY).body(body);
+        let put = client
+            .put_object()
+            .bucket(&bucket)
+            .key(CURRENT_KEY)
+            .body(body);
         put.send().await.context("could not put the model")?;
-        let valid = aws_sdk_s3::presigning::PresigningConfig::expires_in(Duration::from_secs(3600))?;
-        let get = client.get_object().bucket(&bucket).key(CURRENT_KEY).presigned(valid).await?;
-        Ok(Self { url: get.uri().to_owned(), client, bucket })
+        let valid =
+            aws_sdk_s3::presigning::PresigningConfig::expires_in(Duration::from_secs(3600))?;
+        let get = client
+            .get_object()
+            .bucket(&bucket)
+            .key(CURRENT_KEY)
+            .presigned(valid)
+            .await?;
+        Ok(Self {
+            url: get.uri().to_owned(),
+            client,
+            bucket,
+        })
     }
 
     /// One GET of the model on a new connection, as a container's first one is.
@@ -210,8 +250,17 @@ impl S3 {
     }
 
     async fn clean_up(&self) -> Result<()> {
-        self.client.delete_object().bucket(&self.bucket).key(CURRENT_KEY).send().await?;
-        self.client.delete_bucket().bucket(&self.bucket).send().await?;
+        self.client
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(CURRENT_KEY)
+            .send()
+            .await?;
+        self.client
+            .delete_bucket()
+            .bucket(&self.bucket)
+            .send()
+            .await?;
         Ok(())
     }
 }
@@ -220,10 +269,20 @@ impl S3 {
 fn contenders(root: &Path, s3: &S3) -> Result<Vec<Contender>> {
     let peers = root.join("target/bench/peers");
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let aws = ["AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"];
+    let aws = [
+        "AWS_ENDPOINT_URL",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_REGION",
+    ];
     let mut common: Vec<(String, String)> = aws
         .into_iter()
-        .map(|name| Ok((name.to_owned(), std::env::var(name).with_context(|| format!("{name} is not set"))?)))
+        .map(|name| {
+            Ok((
+                name.to_owned(),
+                std::env::var(name).with_context(|| format!("{name} is not set"))?,
+            ))
+        })
         .collect::<Result<_>>()?;
     let settings = [
         ("AWS_LAMBDA_FUNCTION_NAME", "bench"),
@@ -249,11 +308,16 @@ fn contenders(root: &Path, s3: &S3) -> Result<Vec<Contender>> {
         let paths = paths.map(|p| p.display().to_string()).join(":");
         let mut env = common.clone();
         env.push(("PYTHONPATH".into(), paths));
-        env.push(("LAMBDA_TASK_ROOT".into(), peers.join(folder).display().to_string()));
+        env.push((
+            "LAMBDA_TASK_ROOT".into(),
+            peers.join(folder).display().to_string(),
+        ));
         env.push(("_HANDLER".into(), "fn.handler".into()));
         Contender {
             name,
-            command: [&python, "-m", "awslambdaric", "fn.handler"].map(str::to_owned).into(),
+            command: [&python, "-m", "awslambdaric", "fn.handler"]
+                .map(str::to_owned)
+                .into(),
             env,
             log: root.join(format!("target/bench/{folder}.log")),
         }
@@ -267,7 +331,10 @@ fn contenders(root: &Path, s3: &S3) -> Result<Vec<Contender>> {
     ];
     for contender in &all {
         let program = &contender.command[0];
-        ensure!(!program.contains('/') || Path::new(program).exists(), "{program} is missing: run `make bench`");
+        ensure!(
+            !program.contains('/') || Path::new(program).exists(),
+            "{program} is missing: run `make bench`"
+        );
     }
     Ok(all)
 }
@@ -281,7 +348,12 @@ async fn measure(
 ) -> Result<(BTreeMap<&'static str, Measures>, Value)> {
     let mut all: BTreeMap<&'static str, Measures> = BTreeMap::new();
     let mut add = |name: &'static str, what: &'static str, value: f64| {
-        all.entry(name).or_default().entry(what).or_default().0.push(value);
+        all.entry(name)
+            .or_default()
+            .entry(what)
+            .or_default()
+            .0
+            .push(value);
     };
     let started = Instant::now();
     let step = |text: &str| println!("{:>6.1} s  {text}", started.elapsed().as_secs_f64());
@@ -295,7 +367,10 @@ async fn measure(
     let mut init: BTreeMap<String, Samples> = BTreeMap::new();
     for round in 0..COLD_ROUNDS {
         if round % 5 == 0 {
-            step(&format!("cold starts, round {} of {COLD_ROUNDS}", round + 1));
+            step(&format!(
+                "cold starts, round {} of {COLD_ROUNDS}",
+                round + 1
+            ));
         }
         for contender in contenders {
             let slow = contender.name == SKLEARN || contender.name == ONNX;
@@ -324,7 +399,9 @@ async fn measure(
     }
     let (hundred, ten_thousand) = (batch(100), batch(10_000));
     for round in 0..=WARM_ROUNDS {
-        step(&format!("warm calls, round {round} of {WARM_ROUNDS} (round 0 warms up)"));
+        step(&format!(
+            "warm calls, round {round} of {WARM_ROUNDS} (round 0 warms up)"
+        ));
         for (name, container) in &mut containers {
             let calls = |what, event: &Bytes, count| (what, event.clone(), count);
             let plan = [
@@ -356,7 +433,9 @@ async fn measure(
     step("throughput on one core");
     for contender in contenders {
         let mut pinned = contender.clone();
-        pinned.command.splice(0..0, ["taskset", "--cpu-list", "0"].map(str::to_owned));
+        pinned
+            .command
+            .splice(0..0, ["taskset", "--cpu-list", "0"].map(str::to_owned));
         let mut container = Container::start(&pinned).await?;
         container.idle().await?;
         for _ in 0..WARM_ROUNDS {
@@ -364,13 +443,22 @@ async fn measure(
             for _ in 0..WARM_CALLS {
                 container.invoke(first.clone()).await?;
             }
-            add(contender.name, "per_second", WARM_CALLS as f64 / started.elapsed().as_secs_f64());
+            add(
+                contender.name,
+                "per_second",
+                WARM_CALLS as f64 / started.elapsed().as_secs_f64(),
+            );
         }
         container.stop().await?;
     }
 
     step("10,000 flowers without JSON");
-    let many: Vec<Flower> = flowers().collect::<Vec<_>>().into_iter().cycle().take(10_000).collect();
+    let many: Vec<Flower> = flowers()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .cycle()
+        .take(10_000)
+        .collect();
     for _ in 0..200 {
         let started = Instant::now();
         let predictions: Vec<_> = many.iter().map(|flower| model.predict(flower)).collect();
@@ -384,9 +472,15 @@ async fn measure(
         .env_clear()
         .envs(sklearn.env.iter().cloned())
         .output()?;
-    ensure!(output.status.success(), "vectorised.py: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "vectorised.py: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let times: Vec<f64> = serde_json::from_slice(&output.stdout)?;
-    times.into_iter().for_each(|us| add(SKLEARN, "arithmetic_us", us));
+    times
+        .into_iter()
+        .for_each(|us| add(SKLEARN, "arithmetic_us", us));
 
     let mut container = Container::start(&contenders[0]).await?;
     let mut before = 0.0;
@@ -399,19 +493,46 @@ async fn measure(
         }
         container.invoke(first.clone()).await?;
     }
-    add(OURS, "growth_mb", (container.memory_kb("VmRSS") - before) / 1e3);
+    add(
+        OURS,
+        "growth_mb",
+        (container.memory_kb("VmRSS") - before) / 1e3,
+    );
     container.stop().await?;
 
     for (name, zip, folder) in [
-        (OURS, "target/lambda/local/iris_fn.zip", "target/release/bootstrap"),
-        (PLAIN, "target/bench/peers/plain.zip", "target/bench/peers/plain"),
-        (SKLEARN, "target/bench/peers/sklearn.zip", "target/bench/peers/sklearn"),
-        (ONNX, "target/bench/peers/onnx.zip", "target/bench/peers/onnx"),
+        (
+            OURS,
+            "target/lambda/local/iris_fn.zip",
+            "target/release/bootstrap",
+        ),
+        (
+            PLAIN,
+            "target/bench/peers/plain.zip",
+            "target/bench/peers/plain",
+        ),
+        (
+            SKLEARN,
+            "target/bench/peers/sklearn.zip",
+            "target/bench/peers/sklearn",
+        ),
+        (
+            ONNX,
+            "target/bench/peers/onnx.zip",
+            "target/bench/peers/onnx",
+        ),
     ] {
-        add(name, "zip_mb", fs::metadata(root.join(zip)).context(zip)?.len() as f64 / 1e6);
+        add(
+            name,
+            "zip_mb",
+            fs::metadata(root.join(zip)).context(zip)?.len() as f64 / 1e6,
+        );
         add(name, "unpacked_mb", size(&root.join(folder))? as f64 / 1e6);
     }
-    let init = init.iter().map(|(phase, samples)| (phase.clone(), json!(samples.median()))).collect();
+    let init = init
+        .iter()
+        .map(|(phase, samples)| (phase.clone(), json!(samples.median())))
+        .collect();
     Ok((all, init))
 }
 
@@ -425,7 +546,10 @@ async fn agree(contender: &Contender, model: &Model) -> Result<()> {
         for (class, p) in model.file().classes.iter().zip(expected.probabilities) {
             let found = answer["probabilities"][class].as_f64();
             if !found.is_some_and(|found| (found - p).abs() <= 1e-4) {
-                bail!("{}: flower {row}: P({class}) is {found:?}, expected {p}", contender.name);
+                bail!(
+                    "{}: flower {row}: P({class}) is {found:?}, expected {p}",
+                    contender.name
+                );
             }
         }
     }
@@ -436,7 +560,9 @@ async fn agree(contender: &Contender, model: &Model) -> Result<()> {
 /// Microseconds of each phase that the function logged until it was ready.
 fn init_phases(log: &Path) -> Result<Vec<(String, f64)>> {
     let text = fs::read_to_string(log)?;
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let before_the_call = lines.take_while(|line| line["message"] != "answered");
     let mut phases = Vec::new();
     for line in before_the_call {
@@ -516,7 +642,9 @@ impl Case {
     }
 
     fn print(&self) {
-        let peer = self.peer.map_or_else(|| "-".to_owned(), |peer| format!("{peer:.3}"));
+        let peer = self
+            .peer
+            .map_or_else(|| "-".to_owned(), |peer| format!("{peer:.3}"));
         println!(
             "{:<7}{:<58} ours {:>10.3}  peer {peer:>10}  {:<3} ratio {:>7.2}  goal {}",
             if self.ok() { "ok" } else { "MISSED" },
@@ -532,7 +660,10 @@ impl Case {
 /// The goals, by the medians.
 fn cases(measured: &BTreeMap<&'static str, Measures>) -> Vec<Case> {
     let median = |name: &str, what: &str| {
-        measured.get(name).and_then(|m| m.get(what)).map_or(f64::NAN, Samples::median)
+        measured
+            .get(name)
+            .and_then(|m| m.get(what))
+            .map_or(f64::NAN, Samples::median)
     };
     let at_least = |name, what, peer, unit, goal| Case {
         name,
@@ -541,20 +672,80 @@ fn cases(measured: &BTreeMap<&'static str, Measures>) -> Vec<Case> {
         unit,
         goal: Goal::AtLeast(goal),
     };
-    let at_most = |name, ours, peer, unit, goal| Case { name, ours, peer, unit, goal: Goal::AtMost(goal) };
+    let at_most = |name, ours, peer, unit, goal| Case {
+        name,
+        ours,
+        peer,
+        unit,
+        goal: Goal::AtMost(goal),
+    };
     let floor = median(EMPTY, "cold_ms") + median("S3", "get_ms");
     vec![
-        at_least("cold start, scikit-learn ÷ ours", "cold_ms", SKLEARN, "ms", 50.0),
-        at_least("cold start, plain Python ÷ ours", "cold_ms", PLAIN, "ms", 2.0),
-        at_most("cold start, ours ÷ (empty function + one S3 GET)", median(OURS, "cold_ms"), Some(floor), "ms", 1.5),
-        at_least("one flower in the handler, plain Python ÷ ours", "handler_us", PLAIN, "µs", 4.0),
-        at_most("one flower, round trip, ours ÷ empty function", median(OURS, "warm_us"), Some(median(EMPTY, "warm_us")), "µs", 1.15),
-        at_least("10,000 flowers without JSON, scikit-learn ÷ ours", "arithmetic_us", SKLEARN, "µs", 1.0),
-        at_least("10,000 flowers with JSON, scikit-learn ÷ ours", "batch_10000_us", SKLEARN, "µs", 5.0),
-        at_least("peak memory, scikit-learn ÷ ours", "peak_rss_mb", SKLEARN, "MB", 8.0),
+        at_least(
+            "cold start, scikit-learn ÷ ours",
+            "cold_ms",
+            SKLEARN,
+            "ms",
+            50.0,
+        ),
+        at_least(
+            "cold start, plain Python ÷ ours",
+            "cold_ms",
+            PLAIN,
+            "ms",
+            2.0,
+        ),
+        at_most(
+            "cold start, ours ÷ (empty function + one S3 GET)",
+            median(OURS, "cold_ms"),
+            Some(floor),
+            "ms",
+            1.5,
+        ),
+        at_least(
+            "one flower in the handler, plain Python ÷ ours",
+            "handler_us",
+            PLAIN,
+            "µs",
+            4.0,
+        ),
+        at_most(
+            "one flower, round trip, ours ÷ empty function",
+            median(OURS, "warm_us"),
+            Some(median(EMPTY, "warm_us")),
+            "µs",
+            1.15,
+        ),
+        at_least(
+            "10,000 flowers without JSON, scikit-learn ÷ ours",
+            "arithmetic_us",
+            SKLEARN,
+            "µs",
+            1.0,
+        ),
+        at_least(
+            "10,000 flowers with JSON, scikit-learn ÷ ours",
+            "batch_10000_us",
+            SKLEARN,
+            "µs",
+            5.0,
+        ),
+        at_least(
+            "peak memory, scikit-learn ÷ ours",
+            "peak_rss_mb",
+            SKLEARN,
+            "MB",
+            8.0,
+        ),
         at_most("zip", median(OURS, "zip_mb"), None, "MB", 3.0),
         at_least("zip, scikit-learn ÷ ours", "zip_mb", SKLEARN, "MB", 20.0),
-        at_most("memory growth over 100,000 calls", median(OURS, "growth_mb"), None, "MB", 1.0),
+        at_most(
+            "memory growth over 100,000 calls",
+            median(OURS, "growth_mb"),
+            None,
+            "MB",
+            1.0,
+        ),
     ]
 }
 
@@ -566,24 +757,38 @@ fn to_json(measured: &BTreeMap<&'static str, Measures>) -> Value {
             "p99": samples.quantile(0.99), "samples": samples.0.len(),
         })
     };
-    let contender =
-        |m: &Measures| m.iter().map(|(what, s)| ((*what).to_owned(), one(s))).collect::<Value>();
-    measured.iter().map(|(name, m)| ((*name).to_owned(), contender(m))).collect()
+    let contender = |m: &Measures| {
+        m.iter()
+            .map(|(what, s)| ((*what).to_owned(), one(s)))
+            .collect::<Value>()
+    };
+    measured
+        .iter()
+        .map(|(name, m)| ((*name).to_owned(), contender(m)))
+        .collect()
 }
 
 /// Processor, system and compilers, in a line.
 fn machine() -> String {
     let first_line = |program: &str, argument: &str| {
         let output = Command::new(program).arg(argument).output();
-        let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+        let text = output
+            .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+            .unwrap_or_default();
         text.lines().next().unwrap_or_default().to_owned()
     };
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown processor");
+    let cpu = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or("unknown processor");
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     [
-        format!("{cores} cores of {}", cpu.trim_start_matches([' ', '\t', ':'])),
+        format!(
+            "{cores} cores of {}",
+            cpu.trim_start_matches([' ', '\t', ':'])
+        ),
         first_line("uname", "-sr"),
         first_line("rustc", "--version"),
         first_line(&python, "--version"),

@@ -71,16 +71,26 @@ impl Container {
     pub async fn start(contender: &Contender) -> Result<Self> {
         let (events, receiver) = mpsc::unbounded_channel();
         let (sender, seen) = mpsc::unbounded_channel();
-        let server = Arc::new(Server { events: Mutex::new(receiver), seen: sender });
+        let server = Arc::new(Server {
+            events: Mutex::new(receiver),
+            seen: sender,
+        });
         let router = Router::new()
             .route("/2018-06-01/runtime/invocation/next", get(next))
-            .route("/2018-06-01/runtime/invocation/{id}/response", post(response))
+            .route(
+                "/2018-06-01/runtime/invocation/{id}/response",
+                post(response),
+            )
             .route("/2018-06-01/runtime/invocation/{id}/error", post(failure))
             .route("/2018-06-01/runtime/init/error", post(failure))
             .layer(DefaultBodyLimit::disable())
             .with_state(server);
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port for the Runtime API")?;
-        let address = listener.local_addr().context("no port for the Runtime API")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("no port for the Runtime API")?;
+        let address = listener
+            .local_addr()
+            .context("no port for the Runtime API")?;
         let listener = listener.tap_io(|stream| {
             // Otherwise Nagle's algorithm is what is measured. A closed socket shows at the next read.
             let _ = stream.set_nodelay(true);
@@ -136,7 +146,9 @@ impl Container {
     }
 
     async fn exchange(&mut self, event: Bytes) -> Result<(Instant, Instant, Instant, Bytes)> {
-        self.events.send(event).map_err(|_| self.died("its server ended"))?;
+        self.events
+            .send(event)
+            .map_err(|_| self.died("its server ended"))?;
         let mut given = self.started;
         loop {
             match self.next_seen().await? {
@@ -163,12 +175,19 @@ impl Container {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         let end = lines[lines.len().saturating_sub(8)..].join("\n  ");
-        anyhow!("{}: {why}; the end of {}:\n  {end}", self.name, self.log.display())
+        anyhow!(
+            "{}: {why}; the end of {}:\n  {end}",
+            self.name,
+            self.log.display()
+        )
     }
 
     /// CPU time that its threads have used.
     pub fn cpu(&self) -> Duration {
-        let tasks = fs::read_dir(self.proc("task")).into_iter().flatten().flatten();
+        let tasks = fs::read_dir(self.proc("task"))
+            .into_iter()
+            .flatten()
+            .flatten();
         let nanoseconds = tasks
             .filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok())
             .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
@@ -179,12 +198,17 @@ impl Container {
     /// A line of `/proc/<pid>/status` in KB: `VmHWM` is the peak of the memory, `VmRSS` what it is now.
     pub fn memory_kb(&self, field: &str) -> f64 {
         let status = fs::read_to_string(self.proc("status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(f64::NAN)
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|l| l.split_whitespace().next()?.parse().ok())
+            .unwrap_or(f64::NAN)
     }
 
     fn proc(&self, file: &str) -> PathBuf {
-        Path::new("/proc").join(self.child.id().unwrap_or(0).to_string()).join(file)
+        Path::new("/proc")
+            .join(self.child.id().unwrap_or(0).to_string())
+            .join(file)
     }
 
     /// End the process and wait until it is gone.
@@ -193,20 +217,42 @@ impl Container {
     }
 }
 
-async fn next(State(server): State<Arc<Server>>) -> std::result::Result<(HeaderMap, Bytes), StatusCode> {
+async fn next(
+    State(server): State<Arc<Server>>,
+) -> std::result::Result<(HeaderMap, Bytes), StatusCode> {
     let _ = server.seen.send(Seen::Asked);
-    let event = server.events.lock().await.recv().await.ok_or(StatusCode::GONE)?;
+    let event = server
+        .events
+        .lock()
+        .await
+        .recv()
+        .await
+        .ok_or(StatusCode::GONE)?;
     let deadline = SystemTime::now() + PATIENCE;
-    let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let deadline = deadline
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
     let headers = [
         ("content-type", "application/json".to_owned()),
-        ("lambda-runtime-aws-request-id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd".to_owned()),
+        (
+            "lambda-runtime-aws-request-id",
+            "8476a536-e9f4-11e8-9739-2dfe598c3fcd".to_owned(),
+        ),
         ("lambda-runtime-deadline-ms", deadline.to_string()),
-        ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:us-east-1:123456789012:function:bench".to_owned()),
-        ("lambda-runtime-trace-id", "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0".to_owned()),
+        (
+            "lambda-runtime-invoked-function-arn",
+            "arn:aws:lambda:us-east-1:123456789012:function:bench".to_owned(),
+        ),
+        (
+            "lambda-runtime-trace-id",
+            "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0".to_owned(),
+        ),
     ];
     let headers = headers.into_iter().map(|(name, value)| {
-        let value = value.parse().expect("digits and letters are a header's value");
+        let value = value
+            .parse()
+            .expect("digits and letters are a header's value");
         (HeaderName::from_static(name), value)
     });
     let headers = headers.collect();
@@ -220,6 +266,8 @@ async fn response(State(server): State<Arc<Server>>, body: Bytes) -> StatusCode 
 }
 
 async fn failure(State(server): State<Arc<Server>>, body: Bytes) -> StatusCode {
-    let _ = server.seen.send(Seen::Failed(String::from_utf8_lossy(&body).into_owned()));
+    let _ = server
+        .seen
+        .send(Seen::Failed(String::from_utf8_lossy(&body).into_owned()));
     StatusCode::ACCEPTED
 }
