@@ -124,7 +124,15 @@ destroy: $(CLOUD) ## Delete everything that carries the stack's name
 test: setup ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
 	@notebooks/kernel/test.sh
 
+# OPENBLAS_*: some machines set them for older versions, and they slow a current NumPy down.
+bench: cloud build ## Measure the function against its peers, 5 minutes (Linux; 500 MB of Python packages)
+	@.venv/bin/python iris_fn/benches/peers/prepare.py target/bench/peers
+	@cargo bench $(QUIET) --locked --package iris_fn --bench hot
+	@cargo build $(QUIET) --locked --release --package iris_fn --example empty
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE PYTHON="$$(readlink -f .venv/bin/python)" \
+	  cargo bench $(QUIET) --locked --package iris_fn --bench peers
+
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test clean
+.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test bench clean
