@@ -68,6 +68,11 @@ fn bars(
             format!(" {value:.0}")
         };
         let style = ("sans-serif", 13).into_font().into_text_style(panel);
+        if what == "cold_ms" {
+            let (x, y) = chart.backend_coord(&(low, y + 0.7));
+            let (left, top) = panel.get_base_pixel();
+            panel.draw_text(name, &style, (x - left - 136, y - top))?;
+        }
         chart.draw_series([Text::new(number, (value, y + 0.7), style)])?;
     }
     Ok(())
