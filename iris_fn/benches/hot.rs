@@ -76,7 +76,7 @@ fn hot(c: &mut Criterion) {
             FEATURE_NAMES
                 .iter()
                 .zip(flower.features())
-                .map(|(n, x)| ((*n).to_owned(), x.into()))
+                .map(|(n, x)| ((*n).to_owned(), serde_json::Value::from(x)))
                 .collect()
         })
         .collect();
