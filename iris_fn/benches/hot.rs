@@ -29,13 +29,9 @@ fn model() -> Model {
         ],
         intercepts: [9.8, 2.2, -12.0],
         training: Training {
-            data_sha256: String::new(),
             rows: 150,
             alpha: 1.0,
-            iterations: 0,
-            gradient_norm: 0.0,
-            log_loss: 0.0,
-            cv_accuracy: 0.0,
+            ..Training::default()
         },
         golden: vec![],
     };

@@ -59,8 +59,8 @@ pub struct Feature {
     pub max: f64,
 }
 
-/// How the model was trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// How the model was trained. The default is a model without a history, for tests and benchmarks.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     /// SHA-256 of the CSV file, hex.

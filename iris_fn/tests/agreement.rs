@@ -57,13 +57,9 @@ fn probabilities(fitted: &MultiFittedLogisticRegression<f64, usize>, x: &[f64; 4
         weights: std::array::from_fn(|k| std::array::from_fn(|f| fitted.params()[[f, k]])),
         intercepts: std::array::from_fn(|k| fitted.intercept()[k]),
         training: Training {
-            data_sha256: String::new(),
             rows: 150,
             alpha: 1.0,
-            iterations: 0,
-            gradient_norm: 0.0,
-            log_loss: 0.0,
-            cv_accuracy: 0.0,
+            ..Training::default()
         },
         golden: vec![],
     };

@@ -144,10 +144,7 @@ fn model_file() -> ModelFile {
             data_sha256: iris_fn::model::sha256_hex(CSV.as_bytes()),
             rows: 150,
             alpha: 1.0,
-            iterations: 0,
-            gradient_norm: 0.0,
-            log_loss: 0.0,
-            cv_accuracy: 0.0,
+            ..Training::default()
         },
         golden: vec![],
     };
