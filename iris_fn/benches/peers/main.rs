@@ -289,7 +289,7 @@ fn contenders(root: &Path, s3: &S3) -> Result<Vec<Contender>> {
         ("AWS_LAMBDA_LOG_STREAM_NAME", "bench"),
         ("STACK", "bench"),
         ("BUCKET", &s3.bucket),
-        ("MODEL_TTL", "10"),
+        ("MODEL_TTL", "5"),
         ("PATH", "/usr/bin:/bin"),
         ("LANG", "C.UTF-8"),
     ];
