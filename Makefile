@@ -14,6 +14,7 @@ ARCH           ?= host
 GATEWAY_PORT   ?= 4566
 IOT_MTLS_PORT  ?= 8883
 CELL_TIMEOUT   ?= 900
+RUNS           ?= 1000000
 LOCAL_DIR      ?= $(CURDIR)/target/local
 export STACK TARGET DEVICE NAME NB ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
@@ -132,7 +133,17 @@ bench: cloud build ## Measure the function against its peers, 5 minutes (Linux; 
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE PYTHON="$$(readlink -f .venv/bin/python)" \
 	  cargo bench $(QUIET) --locked --package iris_fn --bench peers
 
+# Coverage-guided, on stable Rust: libFuzzer without a sanitizer, as there is no unsafe code of ours to watch.
+fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (needs a C++ compiler; first 5 minutes)
+	@cargo install --quiet --locked --root target/tools cargo-fuzz@0.13.2
+	@set -e; for reader in request event model; do \
+	  echo "fuzz: $$reader, $(RUNS) runs"; mkdir -p target/fuzz/$$reader; \
+	  target/tools/bin/cargo-fuzz fuzz run $$reader --fuzz-dir iris_fn/fuzz --target-dir target/fuzz/build \
+	    --sanitizer none --codegen-units 16 target/fuzz/$$reader iris_fn/fuzz/corpus/$$reader -- \
+	    -runs=$(RUNS) -max_len=4096 -artifact_prefix=target/fuzz/$$reader- -verbosity=0 -print_final_stats=1; \
+	done
+
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test bench clean
+.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test bench fuzz clean

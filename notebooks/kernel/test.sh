@@ -6,6 +6,7 @@ say() { printf '\n==> %s\n' "$*"; }
 
 say "format"
 cargo fmt --all --check
+cargo fmt --manifest-path iris_fn/fuzz/Cargo.toml --check
 
 say "unit, property and doc tests"
 cargo test --locked --package iris_fn --package deploy
