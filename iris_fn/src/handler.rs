@@ -373,7 +373,9 @@ impl Reply<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::FEATURE_NAMES;
     use crate::model::tests::iris_model;
+    use proptest::prelude::*;
     use serde_json::{Value, json};
     use std::sync::Mutex;
 
@@ -570,6 +572,29 @@ mod tests {
         *handler.store.0.lock().unwrap() = None;
         for _ in 0..3 {
             assert_eq!(call(&handler, setosa()).await["species"], "setosa");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_flower_gets_the_same_answer_alone_and_in_a_batch(
+            flowers in prop::collection::vec(prop::array::uniform4(0.0..=100.0f64), 1..20),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let object = |x: &[f64; 4]| {
+                FEATURE_NAMES.iter().zip(x).map(|(name, x)| ((*name).to_owned(), json!(x))).collect::<Value>()
+            };
+            let handler = handler();
+            let objects: Vec<Value> = flowers.iter().map(object).collect();
+            let batch = runtime.block_on(call(&handler, json!({"request_id": "r", "flowers": objects})));
+            prop_assert_eq!(batch["predictions"].as_array().unwrap().len(), flowers.len());
+            for (mut single, prediction) in objects.into_iter().zip(batch["predictions"].as_array().unwrap()) {
+                single["request_id"] = json!("r");
+                let answer = runtime.block_on(call(&handler, single));
+                for (key, value) in prediction.as_object().unwrap() {
+                    prop_assert_eq!(&answer[key], value);
+                }
+            }
         }
     }
 }

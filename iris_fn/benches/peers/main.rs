@@ -462,7 +462,11 @@ async fn measure(
         std::hint::black_box(&predictions);
         add(OURS, "arithmetic_us", started.elapsed().as_secs_f64() * 1e6);
     }
-    let sklearn = &contenders[3];
+    let named = |name| {
+        let found = contenders.iter().find(|contender| contender.name == name);
+        found.with_context(|| format!("no contender {name}"))
+    };
+    let sklearn = named(SKLEARN)?;
     let script = root.join("iris_fn/benches/peers/vectorised.py");
     let output = Command::new(&sklearn.command[0])
         .arg(script)
@@ -479,7 +483,7 @@ async fn measure(
         .into_iter()
         .for_each(|us| add(SKLEARN, "arithmetic_us", us));
 
-    let mut container = Container::start(&contenders[0]).await?;
+    let mut container = Container::start(named(OURS)?).await?;
     let mut before = 0.0;
     for call in 0..GROWTH_CALLS {
         if call % 25_000 == 0 {
