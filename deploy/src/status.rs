@@ -138,7 +138,9 @@ fn readable(message: &str) -> String {
     let Ok(Value::Object(mut fields)) = serde_json::from_str(message) else {
         return message.to_owned();
     };
+    // When, and what tells CloudWatch which of the rest are metrics.
     fields.remove("timestamp");
+    fields.remove("_aws");
     let mut take = |key: &str| {
         fields
             .remove(key)
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn json_lines_become_readable_and_others_stay() {
-        let line = r#"{"timestamp":"t","level":"INFO","message":"answered","handler_us":7}"#;
+        let line = r#"{"level":"INFO","message":"answered","handler_us":7,"_aws":{}}"#;
         assert_eq!(readable(line), "INFO answered handler_us=7");
         assert_eq!(readable("START RequestId: 1"), "START RequestId: 1");
     }

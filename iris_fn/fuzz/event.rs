@@ -42,7 +42,7 @@ impl Publisher for &'static Last {
 thread_local! {
     static LAST: &'static Last = Box::leak(Box::default());
     static HANDLER: Handler<Store, &'static Last> =
-        Handler::new(Store, LAST.with(|last| *last), "iris".to_owned(), Duration::from_secs(3600));
+        Handler::new(Store, LAST.with(|last| *last), "iris".to_owned(), Duration::from_secs(3600), |_| {});
     static RUNTIME: tokio::runtime::Runtime =
         tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
 }

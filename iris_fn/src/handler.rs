@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::error::RequestError;
+use crate::metrics::{Line, Metric};
 use crate::model::Model;
 use crate::predict::Prediction;
 use crate::publish::{MAX_PAYLOAD, Publisher};
@@ -111,6 +112,8 @@ pub struct Handler<S, P> {
     stack: String,
     /// How long a model is used before the store is asked for a newer one.
     model_ttl: Duration,
+    /// Where the line about each call goes.
+    log: fn(&Line<'_>),
     /// Read once per container: this is what "reuse the container" saves. A std mutex, because it is
     /// never held across an await.
     current: Mutex<Option<Current>>,
@@ -135,14 +138,21 @@ struct Envelope {
 }
 
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
-    /// A handler that answers to `<stack>/response/<client_id>` and asks `store` for a newer model
-    /// at most every `model_ttl`.
-    pub fn new(store: S, publisher: P, stack: String, model_ttl: Duration) -> Self {
+    /// A handler that answers to `<stack>/response/<client_id>`, asks `store` for a newer model at most
+    /// every `model_ttl`, and hands the line about each call to `log`.
+    pub fn new(
+        store: S,
+        publisher: P,
+        stack: String,
+        model_ttl: Duration,
+        log: fn(&Line<'_>),
+    ) -> Self {
         Self {
             store,
             publisher,
             stack,
             model_ttl,
+            log,
             current: Mutex::new(None),
             invoked: AtomicBool::new(false),
         }
@@ -271,18 +281,17 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                 request_id,
                 question,
             }) => (request_id, question),
-            Err(refused) => return Reply::refusal(refused).finish(),
+            Err(refused) => return self.refuse(refused),
         };
         let model = match self.model().await {
             Ok(model) => model,
             Err(e) => {
                 tracing::error!(error = e.details(), "no model");
                 let error = RequestError::ModelUnavailable;
-                return Reply::refusal(Refused {
+                return self.refuse(Refused {
                     request_id: Some(request_id),
                     error,
-                })
-                .finish();
+                });
             }
         };
         let result = match &question {
@@ -309,64 +318,98 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                     // Flowers differ in length by the digits of their probabilities.
                     max: found * max / json.get().len() * 9 / 10,
                 };
-                Reply::refusal(Refused {
+                self.refuse(Refused {
                     request_id: Some(request_id),
                     error,
                 })
-                .finish()
             }
             _ => {
-                answer.log();
+                answer.log(&self.stack, self.log);
                 json
             }
         }
     }
 }
 
-impl Reply<'_> {
-    fn refusal(Refused { request_id, error }: Refused) -> Self {
-        Self::Refusal {
+impl<S, P> Handler<S, P> {
+    fn refuse(&self, Refused { request_id, error }: Refused) -> Box<RawValue> {
+        let refusal = Reply::Refusal {
             request_id,
             error: Refusal {
                 code: error.code(),
                 message: error.to_string(),
             },
-        }
+        };
+        refusal.log(&self.stack, self.log);
+        refusal.to_json()
     }
+}
 
-    /// Log it and turn it into JSON.
-    fn finish(self) -> Box<RawValue> {
-        self.log();
-        self.to_json()
-    }
-
+impl Reply<'_> {
     fn to_json(&self) -> Box<RawValue> {
         serde_json::value::to_raw_value(self)
             .expect("strings, numbers and lists always serialize as JSON")
     }
 
     /// One line per call: who asked and how it went, never what was sent.
-    fn log(&self) {
+    fn log(&self, stack: &str, log: fn(&Line<'_>)) {
         match self {
-            Self::Warm { cold_start, .. } => tracing::info!(cold_start, "warm"),
+            Self::Warm { .. } => {}
             Self::Answer {
                 request_id,
+                result,
                 model,
                 cold_start,
                 handler_us,
-                ..
             } => {
-                tracing::info!(request_id, model, cold_start, handler_us, "answered");
+                let mut metrics = result.by_class();
+                metrics.push(Metric {
+                    name: "handler_us".into(),
+                    unit: "Microseconds",
+                    value: *handler_us,
+                });
+                if *cold_start {
+                    metrics.push(Metric::count("cold_starts", 1));
+                }
+                log(&Line {
+                    level: "INFO",
+                    message: "answered",
+                    fields: &[("request_id", request_id), ("model", model)],
+                    stack,
+                    metrics: &metrics,
+                });
             }
-            Self::Refusal { request_id, error } => {
-                tracing::warn!(
-                    request_id,
-                    code = error.code,
-                    reason = error.message,
-                    "refused"
-                );
+            Self::Refusal { request_id, error } => log(&Line {
+                level: "WARN",
+                message: "refused",
+                fields: &[
+                    ("request_id", request_id.as_deref().unwrap_or_default()),
+                    ("code", error.code),
+                    ("reason", &error.message),
+                ],
+                stack,
+                metrics: &[Metric::count("refusals", 1)],
+            }),
+        }
+    }
+}
+
+impl Predictions<'_> {
+    /// How many flowers are of each class that occurs.
+    fn by_class(&self) -> Vec<Metric> {
+        let predictions = match self {
+            Self::One(prediction) => std::slice::from_ref(prediction),
+            Self::Batch { predictions } => predictions,
+        };
+        let mut counts: Vec<(&str, u64)> = Vec::new();
+        for species in predictions.iter().map(Prediction::species) {
+            match counts.iter_mut().find(|(class, _)| *class == species) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((species, 1)),
             }
         }
+        let metric = |(class, count)| Metric::count(format!("predictions_{class}"), count);
+        counts.into_iter().map(metric).collect()
     }
 }
 
@@ -430,6 +473,7 @@ mod tests {
             publisher,
             "iris".into(),
             model_ttl,
+            |_| {},
         )
     }
 

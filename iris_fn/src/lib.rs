@@ -7,9 +7,10 @@
 //! | [`request`] | bytes in, validated flowers or a typed refusal out | no |
 //! | [`error`] | every way a model or a request can be wrong | no |
 //! | `handler` | a Lambda event in, a reply out | by its event's shape only |
+//! | `metrics` | the log line of a call, which is also its metrics | by that line's format only |
 //! | `store`, `publish` | the model from S3, the answer to MQTT | yes |
 //!
-//! The last two rows are behind the `lambda` feature (on by default). The notebooks load the crate
+//! The last three rows are behind the `lambda` feature (on by default). The notebooks load the crate
 //! without it: training and serving share one model type and one arithmetic, so they cannot drift.
 
 pub mod error;
@@ -19,6 +20,8 @@ pub mod request;
 
 #[cfg(feature = "lambda")]
 pub mod handler;
+#[cfg(feature = "lambda")]
+pub mod metrics;
 #[cfg(feature = "lambda")]
 pub mod publish;
 #[cfg(feature = "lambda")]

@@ -1,0 +1,155 @@
+//! One line per call: the log of it, and its metrics.
+//!
+//! CloudWatch reads metrics out of a JSON log line in Embedded Metric Format
+//! (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>):
+//! no call to its API, no time in the handler. All carry the dimension `stack`.
+//!
+//! | metric | unit | when |
+//! | --- | --- | --- |
+//! | `predictions_<class>` | Count | answered: flowers of that class |
+//! | `handler_us` | Microseconds | answered |
+//! | `cold_starts` | Count | the first call of a container |
+//! | `refusals`, by `code` too | Count | refused |
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+/// The namespace in CloudWatch.
+pub const NAMESPACE: &str = "IrisWorkshop";
+
+/// A number for CloudWatch.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Metric {
+    /// Also the name of the field that holds the value.
+    pub name: Cow<'static, str>,
+    /// One of CloudWatch's units.
+    pub unit: &'static str,
+    /// The value, in that unit.
+    #[serde(skip)]
+    pub value: u64,
+}
+
+impl Metric {
+    /// How often something happened in this call.
+    pub fn count(name: impl Into<Cow<'static, str>>, value: u64) -> Self {
+        Self {
+            name: name.into(),
+            unit: "Count",
+            value,
+        }
+    }
+}
+
+/// A log line with metrics in it.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// `INFO` or `WARN`.
+    pub level: &'static str,
+    /// What happened, in a word.
+    pub message: &'static str,
+    /// Text for people; the first of them that is called `code` is also a dimension.
+    pub fields: &'a [(&'static str, &'a str)],
+    /// The stack's name.
+    pub stack: &'a str,
+    /// The numbers.
+    pub metrics: &'a [Metric],
+}
+
+impl Line<'_> {
+    /// Write the line to standard output, which Lambda takes to CloudWatch Logs.
+    pub fn print(&self) {
+        let mut text = serde_json::to_vec(self).expect("text and numbers always serialize as JSON");
+        text.push(b'\n');
+        // A log that cannot be written must not fail the call.
+        let _ = std::io::stdout().lock().write_all(&text);
+    }
+}
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut line = serializer.serialize_map(None)?;
+        line.serialize_entry("level", self.level)?;
+        line.serialize_entry("message", self.message)?;
+        for (name, text) in self.fields {
+            line.serialize_entry(name, text)?;
+        }
+        for metric in self.metrics {
+            line.serialize_entry(&metric.name, &metric.value)?;
+        }
+        line.serialize_entry("stack", self.stack)?;
+        line.serialize_entry("_aws", &Directive::of(self))?;
+        line.end()
+    }
+}
+
+/// What tells CloudWatch which fields are metrics.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Directive<'a> {
+    timestamp: u64,
+    cloud_watch_metrics: [Directives<'a>; 1],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Directives<'a> {
+    namespace: &'static str,
+    dimensions: &'static [&'static [&'static str]],
+    metrics: &'a [Metric],
+}
+
+impl<'a> Directive<'a> {
+    fn of(line: &Line<'a>) -> Self {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let by_code = line.fields.iter().any(|(name, _)| *name == "code");
+        Self {
+            timestamp: since_1970.map_or(0, |t| t.as_millis() as u64),
+            cloud_watch_metrics: [Directives {
+                namespace: NAMESPACE,
+                dimensions: if by_code {
+                    &[&["stack"], &["stack", "code"]]
+                } else {
+                    &[&["stack"]]
+                },
+                metrics: line.metrics,
+            }],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_line_is_text_and_metrics_in_cloudwatchs_own_format() {
+        let line = Line {
+            level: "WARN",
+            message: "refused",
+            fields: &[("request_id", "r"), ("code", "out_of_range")],
+            stack: "iris",
+            metrics: &[Metric::count("refusals", 1)],
+        };
+        let mut line = serde_json::to_value(line).unwrap();
+        assert!(line["_aws"]["Timestamp"].as_u64().unwrap() > 1_700_000_000_000);
+        line["_aws"]["Timestamp"] = Value::Null;
+        assert_eq!(
+            line,
+            json!({
+                "level": "WARN", "message": "refused", "request_id": "r", "code": "out_of_range",
+                "refusals": 1, "stack": "iris",
+                "_aws": {"Timestamp": null, "CloudWatchMetrics": [{
+                    "Namespace": "IrisWorkshop",
+                    "Dimensions": [["stack"], ["stack", "code"]],
+                    "Metrics": [{"Name": "refusals", "Unit": "Count"}],
+                }]},
+            })
+        );
+    }
+}
