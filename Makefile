@@ -103,8 +103,17 @@ build: setup ## Build the function and zip it
 	@$(BUILD) $(QUIET) --locked --release --package iris_fn --bin bootstrap
 	@$(DEPLOY) package $(BOOTSTRAP) $(ZIP)
 
-deploy: $(CLOUD) ## Deploy the built function: upload, update, test, and only then put it live
+plan: $(CLOUD) ## Say what make deploy would change, and change nothing (exit 0: nothing to do, 2: something)
+	@$(DEPLOY) plan $(ZIP)
+
+deploy: $(CLOUD) ## Deploy the built function: upload, update, test, compare, and only then put it live
 	@$(DEPLOY) up $(ZIP)
+
+versions: $(CLOUD) ## List the versions of the code and the models
+	@$(DEPLOY) versions
+
+rollback: $(CLOUD) ## Back to the version before: make rollback, or WHAT=model, or TO=3
+	@$(DEPLOY) rollback
 
 device: $(CLOUD) ## Make a device with a certificate of its own: make device NAME=lily
 	@$(DEPLOY) device "$$NAME"
@@ -115,11 +124,28 @@ status: $(CLOUD) ## Say what is deployed
 invoke: $(CLOUD) ## Ask the deployed function: make invoke REQUEST='{"request_id": "1", …}'
 	@$(DEPLOY) invoke
 
-logs: $(CLOUD) ## Print the function's log of the last hour
+logs: $(CLOUD) ## Print the function's log of the last hour: make logs FOLLOW=1 goes on
 	@$(DEPLOY) logs
+
+tail: $(CLOUD) ## Print what the function logged about one request: make tail REQUEST=its-request-id
+	@test -n "$$REQUEST" || { echo "Which request? make tail REQUEST=its-request-id"; exit 2; }
+	@$(DEPLOY) logs --request-id "$$REQUEST"
+
+policy: $(CLOUD) ## Print the permissions that a person needs to deploy this stack
+	@$(DEPLOY) policy
+
+cost: setup ## Say what the stack costs on AWS, idle and in use
+	@$(DEPLOY) cost
 
 destroy: $(CLOUD) ## Delete everything that carries the stack's name
 	@$(DEPLOY) destroy
+
+##@ A class in one account
+class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
+	@$(DEPLOY) class $(ZIP)
+
+class-destroy: $(CLOUD) ## Delete all stacks of the class
+	@$(DEPLOY) class-destroy
 
 ##@ Developing
 test: setup ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
@@ -146,4 +172,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build deploy device status invoke logs destroy test bench fuzz clean
+.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy class class-destroy test bench fuzz clean

@@ -79,6 +79,7 @@ impl std::fmt::Display for StackName {
 }
 
 /// A connection to the chosen cloud, and every name the stack uses there.
+#[derive(Clone)]
 pub struct Cloud {
     /// The standard SDK configuration; clients are made from it.
     pub config: SdkConfig,
@@ -90,6 +91,8 @@ pub struct Cloud {
     pub account: String,
     /// Such as `eu-west-1`.
     pub region: String,
+    /// The class that the stack is made for, if it is one of many.
+    pub class: Option<String>,
     yes: bool,
 }
 
@@ -150,8 +153,17 @@ impl Cloud {
             stack,
             account,
             region,
+            class: None,
             yes,
         })
+    }
+
+    /// The same cloud and account, another stack.
+    pub fn with_stack(&self, stack: StackName) -> Self {
+        Self {
+            stack,
+            ..self.clone()
+        }
     }
 
     /// `<STACK>-<account>-<region>`

@@ -1,137 +1,135 @@
-//! What a template cannot do with a function: upload its code, test a version, move `live`.
+//! The deployed function: its code, its versions and the alias `live`.
 
-use std::fs;
-use std::path::Path;
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_lambda::client::Waiters;
+use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurationOutput;
 use aws_sdk_lambda::primitives::Blob;
+use aws_sdk_lambda::types::FunctionConfiguration;
+use base64::prelude::{BASE64_STANDARD, Engine};
 use iris_fn::Model;
-use iris_fn::model::{CURRENT_KEY, FEATURE_NAMES, sha256_hex};
-use serde_json::{Value, json};
-use std::time::Duration;
+use iris_fn::model::CURRENT_KEY;
+use serde_json::Value;
 
-use crate::cloud::{Architecture, Cloud};
-use crate::stack;
+use crate::cloud::Cloud;
 
 /// The alias that everything calls.
 pub const LIVE: &str = "live";
+/// What a version is published from.
+pub const LATEST: &str = "$LATEST";
 /// What `make invoke` asks: the first flower of the data.
 pub const SAMPLE_REQUEST: &str = r#"{"request_id": "hello", "sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}"#;
-/// Longer than the template's MODEL_TTL, after which a container looks for a newer model.
-const MODEL_WAIT: Duration = Duration::from_secs(30);
-/// Probabilities travel as decimal text and come from another processor: see the model's own check.
-const TOLERANCE: f64 = iris_fn::model::GOLDEN_TOLERANCE;
+/// How long AWS may take to get a function or a version ready.
+const READY: Duration = Duration::from_secs(120);
 
-/// Deploy a code zip: bucket, upload, stack, new version, smoke test, and only then `live`.
-pub async fn deploy(cloud: &Cloud, zip: &Path, arch: Architecture) -> Result<()> {
-    let started = Instant::now();
-    let code = fs::read(zip)
-        .with_context(|| format!("cannot read {}: run `make build` first", zip.display()))?;
-    stack::ensure_bucket(cloud).await?;
+/// A zip of code, and the SHA-256 by which it is known.
+pub struct Code {
+    /// The zip's bytes.
+    pub bytes: Vec<u8>,
+    /// 64 hex digits.
+    pub sha256: String,
+}
 
-    let model = current_model(cloud).await?.with_context(|| {
-        format!(
-            "no model in s3://{}/{CURRENT_KEY}: publish one with notebook 02 (make run NB=notebooks/02_publish.ipynb)",
-            cloud.bucket()
-        )
-    })?;
-    let key = upload(cloud, code).await?;
-    stack::apply(
-        cloud,
-        &[("CodeKey", &key), ("Architecture", arch.as_lambda())],
-    )
-    .await?;
+impl Code {
+    /// Where it lies in the bucket, never overwritten.
+    pub fn key(&self) -> String {
+        format!("code/{}.zip", self.sha256)
+    }
 
-    let lambda = cloud.lambda();
-    let name = cloud.function();
-    lambda
-        .wait_until_function_updated_v2()
-        .function_name(&name)
-        .wait(Duration::from_secs(120))
-        .await
-        .with_context(|| format!("function {name} does not become ready"))?;
-    let version = publish(cloud).await?;
-    lambda
-        .wait_until_published_version_active()
-        .function_name(&name)
-        .qualifier(&version)
-        .wait(Duration::from_secs(120))
-        .await
-        .with_context(|| format!("version {version} of {name} does not become active"))?;
-    smoke_test(cloud, &version, &model).await?;
-    move_live(cloud, &version).await?;
-    println!(
-        "deployed in {:.1} s: try `make invoke`",
-        started.elapsed().as_secs_f64()
-    );
-    Ok(())
+    /// Upload it, unless it is there.
+    pub async fn upload(&self, cloud: &Cloud) -> Result<()> {
+        let (s3, bucket, key) = (cloud.s3(), cloud.bucket(), self.key());
+        match s3.head_object().bucket(&bucket).key(&key).send().await {
+            Ok(_) => println!("code is in s3://{bucket}/{key}"),
+            Err(e) if e.as_service_error().is_some_and(|e| e.is_not_found()) => {
+                s3.put_object()
+                    .bucket(&bucket)
+                    .key(&key)
+                    .body(self.bytes.clone().into())
+                    .send()
+                    .await
+                    .context("could not upload the code")?;
+                let megabytes = self.bytes.len() as f64 / 1e6;
+                println!("code uploaded to s3://{bucket}/{key} ({megabytes:.1} MB)");
+            }
+            Err(e) => return Err(e).context("could not look for the code in the bucket"),
+        }
+        Ok(())
+    }
+}
+
+/// The SHA-256 of a function's code in hex: Lambda writes it in base64.
+pub fn code_sha256(base64: Option<&str>) -> String {
+    let digest = BASE64_STANDARD.decode(base64.unwrap_or_default());
+    let digits = digest.unwrap_or_default();
+    digits.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The checked model in `models/current.json`; `None` when there is no such object.
 pub async fn current_model(cloud: &Cloud) -> Result<Option<Model>> {
+    model(cloud, CURRENT_KEY).await
+}
+
+/// The checked model in an object of the bucket; `None` when there is no such object.
+pub async fn model(cloud: &Cloud, key: &str) -> Result<Option<Model>> {
     let bucket = cloud.bucket();
+    let name = format!("s3://{bucket}/{key}");
     let object = match cloud
         .s3()
         .get_object()
         .bucket(&bucket)
-        .key(CURRENT_KEY)
+        .key(key)
         .send()
         .await
     {
         Err(e) if e.as_service_error().is_some_and(|e| e.is_no_such_key()) => return Ok(None),
-        object => object.with_context(|| format!("could not read s3://{bucket}/{CURRENT_KEY}"))?,
+        // Before the first stage there is no bucket either.
+        Err(e) if e.code() == Some("NoSuchBucket") => return Ok(None),
+        object => object.with_context(|| format!("could not read {name}"))?,
     };
     let body = object.body.collect().await;
     let bytes = body
-        .with_context(|| format!("could not read s3://{bucket}/{CURRENT_KEY}"))?
+        .with_context(|| format!("could not read {name}"))?
         .into_bytes();
-    let model = Model::from_bytes(&bytes)
-        .with_context(|| format!("s3://{bucket}/{CURRENT_KEY} is refused"))?;
+    let model = Model::from_bytes(&bytes).with_context(|| format!("{name} is refused"))?;
     Ok(Some(model))
 }
 
-/// Upload the zip once, under the SHA-256 of its bytes; gives back its key.
-async fn upload(cloud: &Cloud, code: Vec<u8>) -> Result<String> {
-    let (s3, bucket) = (cloud.s3(), cloud.bucket());
-    let key = format!("code/{}.zip", sha256_hex(&code));
-    match s3.head_object().bucket(&bucket).key(&key).send().await {
-        Ok(_) => println!("code is in s3://{bucket}/{key}"),
-        Err(e) if e.as_service_error().is_some_and(|e| e.is_not_found()) => {
-            let megabytes = code.len() as f64 / 1e6;
-            s3.put_object()
-                .bucket(&bucket)
-                .key(&key)
-                .body(code.into())
-                .send()
-                .await
-                .context("could not upload the code")?;
-            println!("code uploaded to s3://{bucket}/{key} ({megabytes:.1} MB)");
+/// The function's settings at a version or an alias; `None` when there is no such thing.
+pub async fn configuration(
+    cloud: &Cloud,
+    qualifier: &str,
+) -> Result<Option<GetFunctionConfigurationOutput>> {
+    let name = cloud.function();
+    let found = cloud
+        .lambda()
+        .get_function_configuration()
+        .function_name(&name)
+        .qualifier(qualifier)
+        .send()
+        .await;
+    match found {
+        Err(e)
+            if e.as_service_error()
+                .is_some_and(|e| e.is_resource_not_found_exception()) =>
+        {
+            Ok(None)
         }
-        Err(e) => return Err(e).context("could not look for the code in the bucket"),
+        found => {
+            Ok(Some(found.with_context(|| {
+                format!("could not look at {name}:{qualifier}")
+            })?))
+        }
     }
-    Ok(key)
 }
 
-/// Publish the function's code and settings as a version, unless `live` has just these already.
-async fn publish(cloud: &Cloud) -> Result<String> {
-    let (lambda, name) = (cloud.lambda(), cloud.function());
-    let latest = lambda
-        .get_function_configuration()
-        .function_name(&name)
-        .send()
-        .await
-        .with_context(|| format!("could not look at function {name}"))?;
-    let live = lambda
-        .get_function_configuration()
-        .function_name(&name)
-        .qualifier(LIVE)
-        .send()
-        .await
-        .with_context(|| format!("could not look at {name}:{LIVE}"))?;
-    // What decides how a call is answered; a description, say, does not.
+/// Whether two versions answer alike: the same code and settings. A description, say, does not count.
+pub fn same_behaviour(
+    a: &GetFunctionConfigurationOutput,
+    b: &GetFunctionConfigurationOutput,
+) -> bool {
     let behaviour = |c: &GetFunctionConfigurationOutput| {
         let code = (
             c.code_sha256.clone(),
@@ -142,73 +140,100 @@ async fn publish(cloud: &Cloud) -> Result<String> {
         let variables = c.environment().and_then(|e| e.variables()).cloned();
         (code, variables, c.memory_size, c.timeout, c.role.clone())
     };
-    if behaviour(&latest) == behaviour(&live) {
+    behaviour(a) == behaviour(b)
+}
+
+/// Publish `$LATEST` as a version, unless `live` answers just like it already. Gives back the
+/// version's number.
+///
+/// # Errors
+/// When another deploy has changed the code in the meantime: it wins.
+pub async fn publish(cloud: &Cloud, code: &Code) -> Result<String> {
+    let (lambda, name) = (cloud.lambda(), cloud.function());
+    lambda
+        .wait_until_function_updated_v2()
+        .function_name(&name)
+        .wait(READY)
+        .await
+        .with_context(|| format!("function {name} does not become ready"))?;
+    let latest = configuration(cloud, LATEST).await?;
+    let latest = latest.with_context(|| format!("function {name} is gone"))?;
+    if let Some(live) = configuration(cloud, LIVE).await?
+        && same_behaviour(&latest, &live)
+    {
+        ours(code, latest.code_sha256())?;
         return live.version.context("`live` points to no version");
     }
     let published = lambda
         .publish_version()
         .function_name(&name)
+        .set_code_sha256(latest.code_sha256.clone())
         .send()
         .await
-        .context("could not publish a version")?;
-    published.version.context("the new version has no number")
+        .context("could not publish a version (is another deploy at work? it wins: try again when it is done)")?;
+    ours(code, published.code_sha256())?;
+    let version = published.version.context("the new version has no number")?;
+    lambda
+        .wait_until_published_version_active()
+        .function_name(&name)
+        .qualifier(&version)
+        .wait(READY)
+        .await
+        .with_context(|| format!("version {version} of {name} does not become active"))?;
+    Ok(version)
 }
 
-/// Ask `version` for the model's golden rows, past `live`, and compare.
-async fn smoke_test(cloud: &Cloud, version: &str, model: &Model) -> Result<()> {
-    let golden = &model.file().golden;
-    let flowers: Vec<Value> = golden
-        .iter()
-        .map(|row| {
-            FEATURE_NAMES
-                .iter()
-                .zip(row.features)
-                .map(|(name, x)| ((*name).to_owned(), json!(x)))
-                .collect()
-        })
-        .collect();
-    let request = json!({"request_id": "smoke-test", "flowers": flowers}).to_string();
-    // A warm container may still hold the model before this one; it looks for a newer one by itself.
-    let deadline = Instant::now() + MODEL_WAIT;
-    let mut answer: Value = serde_json::from_slice(&call(cloud, version, &request).await?)?;
-    while answer["model"] != model.sha256() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        answer = serde_json::from_slice(&call(cloud, version, &request).await?)?;
-    }
-
-    let refuse =
-        |what: String| format!("version {version} is not put live: {what}\n  it answered {answer}");
+fn ours(code: &Code, found: Option<&str>) -> Result<()> {
     ensure!(
-        answer["model"] == model.sha256(),
-        refuse(format!("it does not serve model {}", model.sha256()))
-    );
-    let predictions = answer["predictions"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
-    ensure!(
-        predictions.len() == golden.len(),
-        refuse(format!("{} golden rows were asked", golden.len()))
-    );
-    for (row, (golden, prediction)) in golden.iter().zip(predictions).enumerate() {
-        for (class, expected) in model.file().classes.iter().zip(golden.probabilities) {
-            let found = prediction["probabilities"][class].as_f64();
-            ensure!(
-                found.is_some_and(|p| (p - expected).abs() <= TOLERANCE),
-                refuse(format!(
-                    "golden row {row}: P({class}) is {found:?}, expected {expected}"
-                ))
-            );
-        }
-    }
-    println!(
-        "version {version} answers all {} golden rows of model {}",
-        golden.len(),
-        &model.sha256()[..12]
+        code_sha256(found) == code.sha256,
+        "another deploy has changed the code to {:.12} meanwhile: it wins, and `live` is left to it",
+        code_sha256(found)
     );
     Ok(())
 }
 
-async fn move_live(cloud: &Cloud, version: &str) -> Result<()> {
+/// Delete a version that nothing points to.
+pub async fn discard(cloud: &Cloud, version: &str) -> Result<()> {
+    let name = cloud.function();
+    cloud
+        .lambda()
+        .delete_function()
+        .function_name(&name)
+        .qualifier(version)
+        .send()
+        .await
+        .with_context(|| format!("could not delete version {version} of {name}"))?;
+    Ok(())
+}
+
+/// Every published version, oldest first.
+pub async fn versions(cloud: &Cloud) -> Result<Vec<FunctionConfiguration>> {
+    let mut pages = cloud
+        .lambda()
+        .list_versions_by_function()
+        .function_name(cloud.function())
+        .into_paginator()
+        .items()
+        .send();
+    let mut versions = Vec::new();
+    while let Some(version) = pages.next().await {
+        let version =
+            version.context("could not list the versions (is it deployed? `make status` tells)")?;
+        if version.version() != Some(LATEST) {
+            versions.push(version);
+        }
+    }
+    versions.sort_by_key(number);
+    Ok(versions)
+}
+
+/// A published version's number.
+pub fn number(version: &FunctionConfiguration) -> u64 {
+    version.version().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Point `live` to a version.
+pub async fn move_live(cloud: &Cloud, version: &str) -> Result<()> {
     let (lambda, name) = (cloud.lambda(), cloud.function());
     let alias = lambda
         .get_alias()
@@ -239,7 +264,7 @@ async fn move_live(cloud: &Cloud, version: &str) -> Result<()> {
 }
 
 /// Call one version or alias; a failed invocation is an error that carries the function's own words.
-async fn call(cloud: &Cloud, qualifier: &str, request: &str) -> Result<Vec<u8>> {
+pub async fn call(cloud: &Cloud, qualifier: &str, request: &str) -> Result<Value> {
     let name = cloud.function();
     let reply = cloud
         .lambda()
@@ -259,15 +284,15 @@ async fn call(cloud: &Cloud, qualifier: &str, request: &str) -> Result<Vec<u8>> 
             String::from_utf8_lossy(&payload)
         );
     }
-    Ok(payload)
+    serde_json::from_slice(&payload)
+        .with_context(|| format!("the answer of {name}:{qualifier} is not JSON"))
 }
 
 /// Call `live` with `request` and print its answer.
 pub async fn invoke(cloud: &Cloud, request: &str) -> Result<()> {
     serde_json::from_str::<Value>(request)
         .with_context(|| format!("REQUEST is not JSON: {request}"))?;
-    let payload = call(cloud, LIVE, request).await?;
-    let answer: Value = serde_json::from_slice(&payload).context("the answer is not JSON")?;
+    let answer = call(cloud, LIVE, request).await?;
     println!("{answer:#}");
     if answer.get("error").is_some() {
         bail!(
@@ -276,4 +301,16 @@ pub async fn invoke(cloud: &Cloud, request: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lambdas_base64_is_the_same_hash() {
+        let empty = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        assert!(code_sha256(Some(empty)).starts_with("e3b0c44298fc1c149afbf4c8996fb92427ae41e4"));
+        assert_eq!(code_sha256(None), "");
+    }
 }

@@ -2,14 +2,19 @@
 //!
 //! The infrastructure is `deploy/template.yaml`, applied through CloudFormation change sets
 //! ([`stack`]). What a template cannot do is here: zip the code ([`package`]), test a version before
-//! `live` moves to it ([`function`]), make a device's certificate ([`device`]), and take everything
-//! away again ([`destroy`]).
+//! `live` moves to it and go back ([`release`], [`check`]), make a device's certificate ([`device`]),
+//! do all of that for a whole class ([`class`]), and take everything away again ([`destroy`]).
 
+mod check;
+mod class;
 mod cloud;
+mod cost;
 mod destroy;
 mod device;
 mod function;
 mod package;
+mod policy;
+mod release;
 mod stack;
 mod status;
 
@@ -19,7 +24,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use cloud::{Architecture, Cloud, StackName, Target};
+use cloud::{Cloud, StackName, Target};
 
 /// Deploy the Iris workshop. `make` calls this with the right settings.
 #[derive(Parser)]
@@ -34,6 +39,9 @@ struct Cli {
     /// Answer yes to every question (needed where nobody can be asked)
     #[arg(long, env = "YES", value_parser = clap::builder::FalseyValueParser::new(), global = true)]
     yes: bool,
+    /// The class that the stack is made for
+    #[arg(long, hide = true, global = true)]
+    class: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,10 +61,27 @@ enum Command {
     Up {
         /// The zip that `package` wrote
         zip: PathBuf,
-        /// Processor that the code was built for
-        #[arg(long, env = "ARCH", default_value = "host")]
-        arch: Architecture,
+        #[command(flatten)]
+        settings: release::Settings,
     },
+    /// Say what `up` would change, and change nothing; exit 2 when there is something
+    Plan {
+        /// The zip that `package` wrote
+        zip: PathBuf,
+        #[command(flatten)]
+        settings: release::Settings,
+    },
+    /// Go back to the version or the model before
+    Rollback {
+        /// What to take back
+        #[arg(long, env = "WHAT", default_value = "code")]
+        what: release::What,
+        /// A version's number or the first digits of a model's SHA-256, instead of the one before
+        #[arg(long, env = "TO", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        to: Option<String>,
+    },
+    /// List the versions of the code and the models
+    Versions,
     /// Make a device: a certificate of its own, allowed to ask and to hear its own answers
     Device {
         /// Letters, digits, `-` and `_`
@@ -81,6 +106,32 @@ enum Command {
         /// How far back, in minutes
         #[arg(long, default_value_t = 60)]
         minutes: u32,
+        /// Go on printing what is added, until Ctrl-C
+        #[arg(long, env = "FOLLOW", value_parser = clap::builder::FalseyValueParser::new())]
+        follow: bool,
+        /// Only the lines about this `request_id`
+        #[arg(long)]
+        request_id: Option<String>,
+    },
+    /// Print the permissions that a person needs to deploy this stack, as an IAM policy
+    Policy,
+    /// Say what the stack costs, idle and in use
+    Cost {
+        /// Price list
+        #[arg(long, default_value = "data/prices.json")]
+        prices: PathBuf,
+    },
+    /// Make a stack with a device for each of a class, and one archive each to hand out
+    Class {
+        #[command(flatten)]
+        class: class::Class,
+        /// The zip that `package` wrote
+        zip: PathBuf,
+    },
+    /// Delete every stack of a class
+    ClassDestroy {
+        #[command(flatten)]
+        class: class::Class,
     },
     /// Delete everything that carries the stack's name
     Destroy {
@@ -93,7 +144,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("error: {e:#}");
             ExitCode::FAILURE
@@ -101,19 +152,45 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<()> {
-    if let Command::Package { bootstrap, zip } = &cli.command {
-        return package::package(bootstrap, zip);
+/// `plan` says by its exit code that there is something to do.
+const SOMETHING_TO_DO: u8 = 2;
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    match &cli.command {
+        // These need no cloud.
+        Command::Package { bootstrap, zip } => package::package(bootstrap, zip)?,
+        Command::Cost { prices } => cost::print(prices)?,
+        _ => return in_the_cloud(cli).await,
     }
-    let cloud = Cloud::connect(cli.target, cli.stack, cli.yes).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
+    let mut cloud = Cloud::connect(cli.target, cli.stack, cli.yes).await?;
+    cloud.class = cli.class;
     match cli.command {
-        Command::Package { .. } => unreachable!("handled above, it needs no cloud"),
-        Command::Bucket => stack::ensure_bucket(&cloud).await,
-        Command::Up { zip, arch } => function::deploy(&cloud, &zip, arch).await,
-        Command::Device { name, dir, port } => device::create(&cloud, &name, &dir, port).await,
-        Command::Status => status::status(&cloud).await,
-        Command::Invoke { request } => function::invoke(&cloud, &request).await,
-        Command::Logs { minutes } => status::logs(&cloud, minutes).await,
-        Command::Destroy { dir } => destroy::destroy(&cloud, &dir).await,
+        Command::Package { .. } | Command::Cost { .. } => unreachable!("they need no cloud"),
+        Command::Bucket => stack::ensure_bucket(&cloud).await?,
+        Command::Up { zip, settings } => release::deploy(&cloud, &zip, &settings).await?,
+        Command::Plan { zip, settings } => {
+            if release::plan(&cloud, &zip, &settings).await? {
+                return Ok(ExitCode::from(SOMETHING_TO_DO));
+            }
+        }
+        Command::Rollback { what, to } => release::rollback(&cloud, what, to.as_deref()).await?,
+        Command::Versions => release::versions(&cloud).await?,
+        Command::Device { name, dir, port } => device::create(&cloud, &name, &dir, port).await?,
+        Command::Status => status::status(&cloud).await?,
+        Command::Invoke { request } => function::invoke(&cloud, &request).await?,
+        Command::Logs {
+            minutes,
+            follow,
+            request_id,
+        } => status::logs(&cloud, minutes, follow, request_id.as_deref()).await?,
+        Command::Policy => policy::print(&cloud)?,
+        Command::Class { class, zip } => class::create(&cloud, &class, &zip).await?,
+        Command::ClassDestroy { class } => class::destroy(&cloud, &class).await?,
+        Command::Destroy { dir } => destroy::destroy(&cloud, &dir).await?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -7,16 +7,19 @@ use anyhow::{Context, Result, bail};
 use aws_sdk_cloudformation::Client;
 use aws_sdk_cloudformation::error::ProvideErrorMetadata;
 use aws_sdk_cloudformation::types::{
-    Capability, ChangeSetStatus, ChangeSetType, Parameter, Stack, StackStatus, Tag,
+    Capability, ChangeSetStatus, ChangeSetType, Parameter, ResourceChange, Stack, StackStatus, Tag,
 };
 
-use crate::cloud::{Cloud, Target};
+use crate::cloud::{Cloud, StackName, Target};
 
 const TEMPLATE: &str = include_str!("../template.yaml");
 /// Long enough for the slowest resource on AWS; a wait without an end helps nobody.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Between two looks at a stack: AWS limits how often an account may ask.
 const POLL: Duration = Duration::from_secs(1);
+
+/// The tag by which `class-destroy` finds a class's stacks.
+pub const CLASS_TAG: &str = "class";
 
 /// A client for CloudFormation.
 fn client(cloud: &Cloud) -> Client {
@@ -36,6 +39,34 @@ pub async fn describe(cloud: &Cloud) -> Result<Option<Stack>> {
         Err(e) if e.message().is_some_and(|m| m.contains("does not exist")) => Ok(None),
         Err(e) => Err(e).with_context(|| format!("could not look at stack {}", cloud.stack)),
     }
+}
+
+/// Names of the stacks that were made for the class of this stack's name.
+pub async fn of_class(cloud: &Cloud) -> Result<Vec<StackName>> {
+    let wanted = cloud.stack.to_string();
+    let mut pages = client(cloud)
+        .describe_stacks()
+        .into_paginator()
+        .items()
+        .send();
+    let mut names = Vec::new();
+    while let Some(stack) = pages.next().await {
+        let stack = stack.context("could not list the stacks")?;
+        let gone = stack.stack_status() == Some(&StackStatus::DeleteComplete);
+        if class_of(&stack) == Some(&wanted) && !gone {
+            let name = stack.stack_name().unwrap_or_default();
+            // One that is not ours by its name has the tag by somebody's mistake.
+            names.extend(name.parse::<StackName>().ok());
+        }
+    }
+    names.sort_unstable_by_key(StackName::to_string);
+    Ok(names)
+}
+
+/// The class that a stack was made for.
+pub fn class_of(stack: &Stack) -> Option<&str> {
+    let class = stack.tags().iter().find(|t| t.key() == Some(CLASS_TAG))?;
+    class.value()
 }
 
 /// An output of a deployed stack.
@@ -61,83 +92,175 @@ pub async fn ensure_bucket(cloud: &Cloud) -> Result<()> {
 }
 
 /// Bring the stack to the template with these parameters. Doing nothing is a success.
-pub async fn apply(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<()> {
-    let cf = client(cloud);
-    let name = cloud.stack.to_string();
-    let exists = settled(cloud).await?.is_some();
-    let change_set = format!(
-        "deploy-{}",
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)?
-            .as_millis()
-    );
-    let tls_only = if cloud.target == Target::Local {
-        "false"
-    } else {
-        "true"
-    };
-    let parameter = |(key, value): &(&str, &str)| {
-        Parameter::builder()
-            .parameter_key(*key)
-            .parameter_value(*value)
-            .build()
-    };
-
-    cf.create_change_set()
-        .stack_name(&name)
-        .change_set_name(&change_set)
-        .change_set_type(if exists {
-            ChangeSetType::Update
-        } else {
-            ChangeSetType::Create
-        })
-        .template_body(TEMPLATE)
-        .set_parameters(Some(
-            parameters
-                .iter()
-                .chain(&[("TlsOnly", tls_only)])
-                .map(parameter)
-                .collect(),
-        ))
-        .capabilities(Capability::CapabilityNamedIam)
-        .tags(Tag::builder().key("stack").value(&name).build())
-        .send()
-        .await
-        .with_context(|| format!("could not make a change set for stack {name}"))?;
-
-    let discard = || async {
-        cf.delete_change_set()
-            .stack_name(&name)
-            .change_set_name(&change_set)
-            .send()
-            .await
-            .with_context(|| format!("could not delete change set {change_set}"))
-    };
-    if !ready(&cf, &name, &change_set).await? {
-        discard().await?;
-        println!("stack {name}: no changes");
+async fn apply(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<()> {
+    let Some(changes) = ChangeSet::prepare(cloud, parameters).await? else {
         return Ok(());
-    }
-    if let Err(refused) = cloud.confirm(&format!("Make these changes to stack {name}")) {
-        discard().await?;
+    };
+    changes.print();
+    if let Err(refused) = cloud.confirm(&format!("Make these changes to stack {}", cloud.stack)) {
+        changes.discard(cloud).await?;
         return Err(refused);
     }
-    let seen = events(&cf, &name)
-        .await?
-        .into_iter()
-        .map(|event| event.id)
-        .collect();
-    cf.execute_change_set()
-        .stack_name(&name)
-        .change_set_name(&change_set)
-        .send()
-        .await
-        .with_context(|| format!("could not execute the change set of stack {name}: try again"))?;
-    follow(&cf, &name, seen).await
+    changes.execute(cloud).await
 }
 
-/// Wait for a change set and print it; false when it holds no change.
-async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<bool> {
+/// What CloudFormation would do to the stack. Executed or discarded, it is gone afterwards.
+pub struct ChangeSet {
+    name: String,
+    /// The stack would be new.
+    creates: bool,
+    changes: Vec<Change>,
+}
+
+impl ChangeSet {
+    /// Compare the stack with the template and these parameters; `None` when nothing would change.
+    pub async fn prepare(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<Option<Self>> {
+        let cf = client(cloud);
+        let stack = cloud.stack.to_string();
+        let there = settled(cloud).await?;
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let name = format!("deploy-{}", since_1970.as_millis());
+        let tls_only = match cloud.target {
+            Target::Local => "false",
+            Target::Aws => "true",
+        };
+        let parameter = |(key, value): &(&str, &str)| {
+            Parameter::builder()
+                .parameter_key(*key)
+                .parameter_value(*value)
+                .build()
+        };
+        let tls_only = [("TlsOnly", tls_only)];
+        let parameters = parameters.iter().chain(&tls_only);
+        let mut tags = vec![tag("stack", &stack)];
+        // A stack that was made for a class stays in it, whoever deploys it next.
+        let class = there.as_ref().and_then(class_of);
+        tags.extend(cloud.class.as_deref().or(class).map(|c| tag(CLASS_TAG, c)));
+        let creates = there.is_none();
+        cf.create_change_set()
+            .stack_name(&stack)
+            .change_set_name(&name)
+            .change_set_type(if creates {
+                ChangeSetType::Create
+            } else {
+                ChangeSetType::Update
+            })
+            .template_body(TEMPLATE)
+            .set_parameters(Some(parameters.map(parameter).collect()))
+            .capabilities(Capability::CapabilityNamedIam)
+            .set_tags(Some(tags))
+            .send()
+            .await
+            .with_context(|| format!("could not make a change set for stack {stack}"))?;
+        let mut set = Self {
+            name,
+            creates,
+            changes: Vec::new(),
+        };
+        match ready(&cf, &stack, &set.name).await? {
+            Some(changes) => {
+                set.changes = changes;
+                Ok(Some(set))
+            }
+            None => {
+                set.discard(cloud).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// One line a resource.
+    pub fn print(&self) {
+        let verb = if self.creates { "is new, " } else { "" };
+        println!("stack     {verb}{}:", count(self.changes.len(), "change"));
+        for Change {
+            action,
+            resource,
+            kind,
+            what,
+        } in &self.changes
+        {
+            println!("  {action:<8} {resource:<17} {kind:<32} {what}");
+        }
+    }
+
+    /// Make the changes, and wait until all are made or taken back.
+    pub async fn execute(self, cloud: &Cloud) -> Result<()> {
+        let (cf, stack) = (client(cloud), cloud.stack.to_string());
+        let before = events(&cf, &stack).await?;
+        let seen = before.into_iter().map(|event| event.id).collect();
+        cf.execute_change_set()
+            .stack_name(&stack)
+            .change_set_name(&self.name)
+            .send()
+            .await
+            .with_context(|| {
+                format!("could not change stack {stack} (is another deploy at work? it wins: try again when it is done)")
+            })?;
+        follow(&cf, &stack, seen).await
+    }
+
+    /// Leave the stack as it is, and nothing of the change set behind.
+    pub async fn discard(self, cloud: &Cloud) -> Result<()> {
+        client(cloud)
+            .delete_change_set()
+            .stack_name(cloud.stack.to_string())
+            .change_set_name(&self.name)
+            .send()
+            .await
+            .with_context(|| format!("could not delete change set {}", self.name))?;
+        // A change set that would create a stack has made an empty one to hang on.
+        if self.creates {
+            delete(cloud).await?;
+        }
+        Ok(())
+    }
+}
+
+fn tag(key: &str, value: &str) -> Tag {
+    Tag::builder().key(key).value(value).build()
+}
+
+/// `1 change`, `2 changes`
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// What would happen to one resource.
+struct Change {
+    action: String,
+    resource: String,
+    kind: String,
+    /// The properties that differ, and whether the resource is made anew for it.
+    what: String,
+}
+
+impl Change {
+    fn of(change: &ResourceChange) -> Self {
+        let text = |value: Option<&str>| value.unwrap_or("?").to_owned();
+        let mut what: Vec<&str> = change
+            .details()
+            .iter()
+            .filter_map(|detail| {
+                let target = detail.target()?;
+                let property = target.name().filter(|name| !name.is_empty());
+                property.or(target.attribute().map(|attribute| attribute.as_str()))
+            })
+            .collect();
+        what.sort_unstable();
+        what.dedup();
+        let replaced = change.replacement().is_some_and(|r| r.as_str() == "True");
+        Self {
+            action: text(change.action().map(|a| a.as_str())),
+            resource: text(change.logical_resource_id()),
+            kind: text(change.resource_type()),
+            what: what.join(", ") + if replaced { " (replaced)" } else { "" },
+        }
+    }
+}
+
+/// Wait for a change set; `None` when it holds no change.
+async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<Option<Vec<Change>>> {
     let started = Instant::now();
     loop {
         let set = cf
@@ -149,22 +272,8 @@ async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<bool> {
             .with_context(|| format!("could not look at change set {change_set}"))?;
         match set.status() {
             Some(ChangeSetStatus::CreateComplete) => {
-                let changes = set.changes().len();
-                println!(
-                    "stack {stack}: {changes} change{}",
-                    if changes == 1 { "" } else { "s" }
-                );
-                for change in set.changes().iter().filter_map(|c| c.resource_change()) {
-                    let action = change.action().map_or("?", |a| a.as_str());
-                    let replaced = change.replacement().is_some_and(|r| r.as_str() == "True");
-                    println!(
-                        "  {action:<8} {:<16} {}{}",
-                        change.logical_resource_id().unwrap_or("?"),
-                        change.resource_type().unwrap_or("?"),
-                        if replaced { "  (replaced)" } else { "" },
-                    );
-                }
-                return Ok(true);
+                let changes = set.changes().iter().filter_map(|c| c.resource_change());
+                return Ok(Some(changes.map(Change::of).collect()));
             }
             Some(ChangeSetStatus::Failed) => {
                 let reason = set.status_reason().unwrap_or("no reason given");
@@ -172,7 +281,7 @@ async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<bool> {
                 if reason.contains("didn't contain changes")
                     || reason.contains("No updates are to be performed")
                 {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 bail!("stack {stack}: the change set failed: {reason}");
             }

@@ -100,37 +100,79 @@ pub async fn status(cloud: &Cloud) -> Result<()> {
     Ok(())
 }
 
-/// Print the function's log of the last `minutes`, oldest first, one line an event.
-pub async fn logs(cloud: &Cloud, minutes: u32) -> Result<()> {
-    let since = SystemTime::now() - Duration::from_secs(u64::from(minutes) * 60);
-    let since = i64::try_from(since.duration_since(SystemTime::UNIX_EPOCH)?.as_millis())?;
+/// How often a followed log is asked for more: CloudWatch allows an account 10 such calls a second.
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
+/// How far back a followed log is asked again: lines may arrive late and out of order.
+const LATE: Duration = Duration::from_secs(30);
+
+/// Print the function's log of the last `minutes`, oldest first, one line an event; with `follow`,
+/// what is added, for good; with `request_id`, only what is about that request.
+pub async fn logs(
+    cloud: &Cloud,
+    minutes: u32,
+    follow: bool,
+    request_id: Option<&str>,
+) -> Result<()> {
     let group = format!("/aws/lambda/{}", cloud.function());
-    let mut pages = aws_sdk_cloudwatchlogs::Client::new(&cloud.config)
-        .filter_log_events()
-        .log_group_name(&group)
-        .start_time(since)
-        .into_paginator()
-        .send();
+    let client = aws_sdk_cloudwatchlogs::Client::new(&cloud.config);
+    let milliseconds = |time: SystemTime| -> Result<i64> {
+        let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH)?;
+        Ok(i64::try_from(since_1970.as_millis())?)
+    };
+    let ago = Duration::from_secs(u64::from(minutes) * 60);
+    let mut since = milliseconds(SystemTime::now() - ago)?;
     let mut seen = HashSet::new();
-    while let Some(page) = pages.next().await {
-        let page = page.with_context(|| {
-            format!("could not read {group} (is the stack deployed? `make status` tells)")
-        })?;
-        for event in page.events() {
-            if seen.insert(event.event_id().unwrap_or_default().to_owned()) {
-                let time = DateTime::from_millis(event.timestamp().unwrap_or(0))
-                    .fmt(DateTimeFormat::DateTime)?;
-                println!(
-                    "{time}  {}",
-                    readable(event.message().unwrap_or_default().trim_end())
-                );
+    loop {
+        let next = milliseconds(SystemTime::now() - LATE)?;
+        let mut pages = client
+            .filter_log_events()
+            .log_group_name(&group)
+            .start_time(since)
+            // A quoted text is looked for anywhere in the line.
+            .set_filter_pattern(request_id.map(|id| format!("{id:?}")))
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            let page = page.with_context(|| {
+                format!("could not read {group} (is the stack deployed? `make status` tells)")
+            })?;
+            for event in page.events() {
+                let message = event.message().unwrap_or_default().trim_end();
+                if !is_about(message, request_id) {
+                    continue;
+                }
+                // The local cloud gives its events no id.
+                let id = event.event_id().map(str::to_owned).unwrap_or_else(|| {
+                    let (stream, time) = (event.log_stream_name(), event.timestamp());
+                    format!("{stream:?} {time:?} {message}")
+                });
+                if seen.insert(id) {
+                    let time = DateTime::from_millis(event.timestamp().unwrap_or(0))
+                        .fmt(DateTimeFormat::DateTime)?;
+                    println!("{time}  {}", readable(message));
+                }
             }
         }
+        if !follow {
+            break;
+        }
+        since = since.max(next);
+        tokio::time::sleep(FOLLOW_EVERY).await;
     }
     if seen.is_empty() {
-        println!("nothing in {group} in the last {minutes} minutes");
+        let about = request_id.map_or(String::new(), |id| format!(" about {id}"));
+        println!("nothing{about} in {group} in the last {minutes} minutes");
     }
     Ok(())
+}
+
+/// Whether a line is wanted: `id` may also stand in another field.
+fn is_about(message: &str, request_id: Option<&str>) -> bool {
+    let Some(wanted) = request_id else {
+        return true;
+    };
+    let line: Value = serde_json::from_str(message).unwrap_or_default();
+    line["request_id"] == wanted
 }
 
 /// The function's own JSON lines as `LEVEL message key=value …`; Lambda's lines as they are.
@@ -166,5 +208,12 @@ mod tests {
         let line = r#"{"level":"INFO","message":"answered","handler_us":7,"_aws":{}}"#;
         assert_eq!(readable(line), "INFO answered handler_us=7");
         assert_eq!(readable("START RequestId: 1"), "START RequestId: 1");
+    }
+
+    #[test]
+    fn a_line_is_about_the_request_that_it_names() {
+        let line = r#"{"request_id":"a","reason":"b"}"#;
+        assert!(is_about(line, None) && is_about(line, Some("a")));
+        assert!(!is_about(line, Some("b")) && !is_about("START a", Some("a")));
     }
 }

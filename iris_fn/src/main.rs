@@ -10,7 +10,6 @@ use aws_sdk_s3::config::{SharedCredentialsProvider, SharedHttpClient};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use iris_fn::handler::Handler;
-use iris_fn::metrics::Line;
 use iris_fn::publish::IotPublisher;
 use iris_fn::store::S3Store;
 use lambda_runtime::{Diagnostic, Error, LambdaEvent, run, service_fn};
@@ -47,7 +46,9 @@ async fn main() -> Result<(), Error> {
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
     let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
     let model_ttl = Duration::from_secs(setting("MODEL_TTL")?.parse()?);
-    let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl, Line::print);
+    let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl, |line| {
+        line.print()
+    });
 
     let clients = started.elapsed() - log - settings;
     // A function without a model still starts: it refuses each request with the reason, and recovers

@@ -1,0 +1,303 @@
+//! A stack for each of a class, in one account: made, handed out and taken away together.
+//!
+//! Each stack is made by this same program, in a process of its own, so that what one prints or how it
+//! fails does not touch the others.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use iris_fn::Model;
+use iris_fn::model::CURRENT_KEY;
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use zip::write::SimpleFileOptions;
+use zip::{DateTime, ZipWriter};
+
+use crate::cloud::{Cloud, StackName, Target};
+use crate::function::current_model;
+use crate::stack::{self, count};
+
+/// The device that each archive holds; notebook 4 asks with this one.
+const DEVICE: &str = "notebook";
+/// What an account may have by default: 1,000 stacks and buckets, 10 requests a second to IoT's control
+/// plane. A hundred in one class is far from all of it.
+const MOST: usize = 100;
+
+/// How many, and where their archives lie.
+#[derive(Args)]
+pub struct Class {
+    /// How many stacks: <STACK>01, <STACK>02, …
+    #[arg(long, env = "N", default_value_t = 30)]
+    n: usize,
+    /// Folder that receives <stack>.zip for each, and logs
+    #[arg(long, default_value = "target/class")]
+    dir: PathBuf,
+    /// How many are made or deleted at once
+    #[arg(long, env = "JOBS", default_value_t = 6)]
+    jobs: usize,
+}
+
+impl Class {
+    fn stacks(&self, cloud: &Cloud) -> Result<Vec<StackName>> {
+        ensure!(
+            (1..=MOST).contains(&self.n),
+            "a class has 1 to {MOST} stacks: try N=30"
+        );
+        let name = |i| -> Result<StackName> {
+            let name = format!("{}{i:02}", cloud.stack);
+            let parsed = name.parse();
+            parsed.map_err(|e| anyhow::anyhow!("{name}: {e}"))
+        };
+        (1..=self.n).map(name).collect()
+    }
+}
+
+/// Make the class, or the part of it that is not there yet, with the model of the class's own stack.
+pub async fn create(cloud: &Cloud, class: &Class, code: &Path) -> Result<()> {
+    let stacks = class.stacks(cloud)?;
+    ensure!(
+        code.exists(),
+        "cannot read {}: run `make build` first",
+        code.display()
+    );
+    let model = current_model(cloud).await?.with_context(|| {
+        format!("stack {} has no model for its class: publish one with notebook 02 (make run NB=notebooks/02_publish.ipynb)", cloud.stack)
+    })?;
+    // Another person's stack of that name is not ours to change, or to delete with the class later.
+    for name in &stacks {
+        let member = cloud.with_stack(name.clone());
+        if let Some(there) = stack::describe(&member).await? {
+            ensure!(
+                stack::class_of(&there) == Some(&cloud.stack.to_string()),
+                "stack {name} is there already and not of this class: choose another STACK"
+            );
+        }
+    }
+    cloud.confirm(&format!(
+        "Make {} with a function and a device each",
+        count(stacks.len(), "stack")
+    ))?;
+    private_folder(&class.dir)?;
+
+    let (all, code, model) = (stacks.len(), Arc::new(code.to_owned()), Arc::new(model));
+    let work = stacks.into_iter().map(|name| {
+        let (member, dir) = (cloud.with_stack(name), class.dir.clone());
+        let (code, model, class) = (Arc::clone(&code), Arc::clone(&model), cloud.stack.clone());
+        async move {
+            let stack = member.stack.to_string();
+            let made = make(&member, &class, &dir, &code, &model).await;
+            made.with_context(|| {
+                format!("stack {stack} (all of it in {}/{stack}.log)", dir.display())
+            })?;
+            Ok(format!("{stack} is ready: {}/{stack}.zip", dir.display()))
+        }
+    });
+    together(class.jobs, all, work).await?;
+    println!("hand out one archive each; `make class-destroy` takes all of it away");
+    Ok(())
+}
+
+/// One member's stack, from the bucket to the archive. What is there already stays.
+async fn make(
+    cloud: &Cloud,
+    class: &StackName,
+    dir: &Path,
+    code: &Path,
+    model: &Model,
+) -> Result<()> {
+    let stack = cloud.stack.to_string();
+    let log = dir.join(format!("{stack}.log"));
+    File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let class = class.to_string();
+    let run = |arguments: Vec<String>| ourselves(cloud, &log, ["--class", &class], arguments);
+
+    run(vec!["bucket".into()]).await?;
+    if current_model(cloud).await?.is_none() {
+        for key in [model.key(), CURRENT_KEY.to_owned()] {
+            let put = cloud.s3().put_object().bucket(cloud.bucket()).key(&key);
+            let put = put.body(model.file().to_bytes().into()).send().await;
+            put.with_context(|| format!("could not write s3://{}/{key}", cloud.bucket()))?;
+        }
+    }
+    run(vec!["up".into(), code.display().to_string()]).await?;
+    let devices = dir.join(&stack).join("devices");
+    run(vec![
+        "device".into(),
+        DEVICE.into(),
+        "--dir".into(),
+        devices.display().to_string(),
+    ])
+    .await?;
+    archive(cloud, dir, &devices.join(DEVICE))
+}
+
+/// Run this program again for another stack, its output into `log`.
+async fn ourselves(
+    cloud: &Cloud,
+    log: &Path,
+    global: [&str; 2],
+    arguments: Vec<String>,
+) -> Result<()> {
+    let output = OpenOptions::new().append(true).open(log)?;
+    let status = Command::new(std::env::current_exe().context("where is this program?")?)
+        .args(global)
+        .args(&arguments)
+        .env("STACK", cloud.stack.to_string())
+        // The class was asked once, for all.
+        .env("YES", "1")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .kill_on_drop(true)
+        .status()
+        .await?;
+    if !status.success() {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let reason = text.lines().rfind(|line| line.starts_with("error: "));
+        bail!(
+            "{}: {}",
+            arguments[0],
+            reason.unwrap_or("it failed").trim_start_matches("error: ")
+        );
+    }
+    Ok(())
+}
+
+/// What a member gets: the device's credentials, and which stack is theirs.
+fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
+    let stack = cloud.stack.to_string();
+    let path = dir.join(format!("{stack}.zip"));
+    let partial = path.with_extension("partial");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)
+        .with_context(|| format!("cannot write {}", partial.display()))?;
+    let mut zip = ZipWriter::new(file);
+    let options = SimpleFileOptions::default()
+        .last_modified_time(DateTime::default())
+        .unix_permissions(0o600);
+    for name in ["cert.pem", "key.pem", "ca.pem", "endpoint.json"] {
+        zip.start_file(format!("target/devices/{DEVICE}/{name}"), options)?;
+        let mut content = Vec::new();
+        File::open(device.join(name))
+            .and_then(|mut file| file.read_to_end(&mut content))
+            .with_context(|| format!("cannot read {}", device.join(name).display()))?;
+        zip.write_all(&content)?;
+    }
+    zip.start_file("STACK.txt", options)?;
+    writeln!(
+        zip,
+        "Your stack is {stack}. Unpack this at the top of the project; then every command is\n\n    make … STACK={stack}{}\n\nThe key in it is your device's own: keep it to yourself.",
+        if cloud.target == Target::Aws {
+            " TARGET=aws"
+        } else {
+            ""
+        }
+    )?;
+    zip.finish()?;
+    fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Delete every stack of the class, also those whose making was broken off.
+pub async fn destroy(cloud: &Cloud, class: &Class) -> Result<()> {
+    let members = stack::of_class(cloud).await?;
+    if members.is_empty() && !class.dir.exists() {
+        println!("nothing of class {} is there", cloud.stack);
+        return Ok(());
+    }
+    println!("to delete, with their devices, models and code:");
+    for name in &members {
+        println!("  stack {name}");
+    }
+    println!("  folder {}", class.dir.display());
+    cloud.confirm(&format!("Delete {}", count(members.len(), "stack")))?;
+    if !members.is_empty() {
+        private_folder(&class.dir)?;
+    }
+    let all = members.len();
+    let work = members.into_iter().map(|name| {
+        let (member, dir) = (cloud.with_stack(name), class.dir.clone());
+        async move {
+            let stack = member.stack.to_string();
+            let log = dir.join(format!("{stack}.log"));
+            File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+            let devices = dir.join(&stack).join("devices").display().to_string();
+            let arguments = vec!["destroy".into(), "--dir".into(), devices];
+            ourselves(&member, &log, ["--class", &stack], arguments)
+                .await
+                .with_context(|| format!("stack {stack} (all of it in {})", log.display()))?;
+            Ok(format!("{stack} is gone"))
+        }
+    });
+    together(class.jobs, all, work).await?;
+    let left = stack::of_class(cloud).await?;
+    ensure!(
+        left.is_empty(),
+        "{} left: run `make class-destroy` again",
+        count(left.len(), "stack")
+    );
+    if class.dir.exists() {
+        fs::remove_dir_all(&class.dir)
+            .with_context(|| format!("cannot delete {}", class.dir.display()))?;
+    }
+    println!("nothing of class {} is left", cloud.stack);
+    Ok(())
+}
+
+/// Do all of it, `jobs` at a time, with a line for each that is done. One that fails does not stop the
+/// others.
+async fn together<F>(jobs: usize, all: usize, work: impl Iterator<Item = F>) -> Result<()>
+where
+    F: Future<Output = Result<String>> + Send + 'static,
+{
+    let (started, permits) = (Instant::now(), Arc::new(Semaphore::new(jobs.max(1))));
+    let mut tasks = JoinSet::new();
+    for each in work {
+        let permits = Arc::clone(&permits);
+        tasks.spawn(async move {
+            let _permit = permits
+                .acquire()
+                .await
+                .expect("the semaphore is never closed");
+            each.await
+        });
+    }
+    let (mut done, mut failed) = (0, 0);
+    while let Some(result) = tasks.join_next().await {
+        let seconds = started.elapsed().as_secs_f64();
+        match result.context("a task broke down")? {
+            Ok(line) => {
+                done += 1;
+                println!("  {done:>3}/{all}  {seconds:>5.1} s  {line}");
+            }
+            Err(e) => {
+                failed += 1;
+                eprintln!("  failed   {seconds:>5.1} s  {e:#}");
+            }
+        }
+    }
+    ensure!(
+        failed == 0,
+        "{failed} of {all} failed: run the same command again, what is done stays done"
+    );
+    Ok(())
+}
+
+fn private_folder(dir: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir);
+    made.with_context(|| format!("cannot make {}", dir.display()))
+}

@@ -1,0 +1,394 @@
+//! From a zip to `live`, and back: plan, deploy, roll back, and what there is to choose from.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use clap::{Args, ValueEnum};
+use iris_fn::Model;
+use iris_fn::model::{CURRENT_KEY, sha256_hex};
+
+use crate::check;
+use crate::cloud::{Architecture, Cloud};
+use crate::function::{
+    self, Code, LATEST, LIVE, SAMPLE_REQUEST, code_sha256, configuration, current_model, move_live,
+    same_behaviour,
+};
+use crate::stack::{self, ChangeSet};
+
+/// What `plan` and `up` bring the stack to.
+#[derive(Args)]
+pub struct Settings {
+    /// Processor that the code was built for
+    #[arg(long, env = "ARCH", default_value = "host")]
+    arch: Architecture,
+    /// Call the function this often, so that a container stays ready: rate(5 minutes)
+    #[arg(long, env = "KEEP_WARM", default_value = "")]
+    keep_warm: String,
+    /// How many of the compared flowers may get another species than `live` gives them
+    #[arg(long, env = "MAX_CHANGED", default_value_t = 0)]
+    max_changed: usize,
+}
+
+/// What would change, if anything.
+struct Plan {
+    code: Code,
+    changes: Option<ChangeSet>,
+    /// `$LATEST` or the zip is not what `live` runs.
+    new_version: bool,
+}
+
+impl Plan {
+    /// Compare the zip, the model and the template with what is deployed, and print it.
+    async fn make(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<Self> {
+        let bytes = fs::read(zip)
+            .with_context(|| format!("cannot read {}: run `make build` first", zip.display()))?;
+        let sha256 = sha256_hex(&bytes);
+        let code = Code { bytes, sha256 };
+        let live = configuration(cloud, LIVE).await?;
+        let latest = configuration(cloud, LATEST).await?;
+        let new_version = match (&live, &latest) {
+            (Some(live), Some(latest)) => {
+                let deployed = code_sha256(live.code_sha256());
+                let version = live.version().unwrap_or("?");
+                if deployed == code.sha256 {
+                    println!("code      {deployed:.12} is live, version {version}");
+                } else {
+                    println!(
+                        "code      {deployed:.12} is live, version {version}; new is {:.12}",
+                        code.sha256
+                    );
+                }
+                deployed != code.sha256 || !same_behaviour(live, latest)
+            }
+            _ => {
+                println!("code      nothing is live; new is {:.12}", code.sha256);
+                true
+            }
+        };
+        match current_model(cloud).await {
+            Ok(Some(model)) => print_model(cloud, &model, live.is_some()).await,
+            Ok(None) => println!(
+                "model     none: publish one with notebook 2 (make run NB=notebooks/02_publish.ipynb)"
+            ),
+            Err(e) => println!("model     {e:#}"),
+        }
+        let parameters = [
+            ("CodeKey", code.key()),
+            ("Architecture", settings.arch.as_lambda().to_owned()),
+            ("KeepWarm", settings.keep_warm.clone()),
+        ];
+        let parameters = parameters
+            .each_ref()
+            .map(|(key, value)| (*key, value.as_str()));
+        let changes = ChangeSet::prepare(cloud, &parameters).await?;
+        match &changes {
+            Some(changes) => changes.print(),
+            None => println!("stack     {}: no changes", cloud.stack),
+        }
+        Ok(Self {
+            code,
+            changes,
+            new_version,
+        })
+    }
+}
+
+/// Which model is current, and which one `live` answers with.
+async fn print_model(cloud: &Cloud, model: &Model, deployed: bool) {
+    let current = &model.sha256()[..12];
+    if !deployed {
+        return println!("model     {current} is current");
+    }
+    match function::call(cloud, LIVE, SAMPLE_REQUEST).await {
+        Ok(answer) if answer["model"] == model.sha256() => {
+            println!("model     {current} is current, and answers");
+        }
+        Ok(answer) => match answer["model"].as_str() {
+            Some(other) => println!("model     {current} is current, {other:.12} answers"),
+            None => println!("model     {current} is current, and `live` answers {answer}"),
+        },
+        Err(e) => println!("model     {current} is current, and `live` does not answer: {e:#}"),
+    }
+}
+
+/// Print what a deploy would do, and do none of it. Gives back whether there is anything to do.
+pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool> {
+    let plan = Plan::make(cloud, zip, settings).await?;
+    let something = plan.new_version || plan.changes.is_some();
+    if let Some(changes) = plan.changes {
+        changes.discard(cloud).await?;
+    }
+    println!(
+        "{}",
+        if something {
+            "`make deploy` would do this"
+        } else {
+            "nothing to do"
+        }
+    );
+    Ok(something)
+}
+
+/// Deploy a code zip: bucket, upload, stack, new version, checks, and only then `live`.
+///
+/// Each step can be done again, and starts from what is there: a deploy that was killed anywhere goes
+/// on with the same command.
+pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()> {
+    let started = Instant::now();
+    stack::ensure_bucket(cloud).await?;
+    let model = current_model(cloud).await?.with_context(|| {
+        format!(
+            "no model in s3://{}/{CURRENT_KEY}: publish one with notebook 02 (make run NB=notebooks/02_publish.ipynb)",
+            cloud.bucket()
+        )
+    })?;
+    let Plan {
+        code,
+        changes,
+        new_version,
+    } = Plan::make(cloud, zip, settings).await?;
+    if changes.is_some() || new_version {
+        let go = cloud.confirm(&format!("Deploy this to stack {}", cloud.stack));
+        if let Err(refused) = go {
+            if let Some(changes) = changes {
+                changes.discard(cloud).await?;
+            }
+            return Err(refused);
+        }
+    }
+    code.upload(cloud).await?;
+    if let Some(changes) = changes {
+        changes.execute(cloud).await?;
+    }
+
+    let version = function::publish(cloud, &code).await?;
+    let live = configuration(cloud, LIVE).await?.and_then(|c| c.version);
+    let is_new = live.as_ref() != Some(&version);
+    let mut checked = check::golden_rows(cloud, &version, &model).await;
+    if checked.is_ok() && is_new {
+        checked = check::shadow(cloud, &version, &model, settings.max_changed).await;
+    }
+    if let Err(e) = checked {
+        if is_new {
+            // So that no rollback ever takes it for a version that was good once.
+            function::discard(cloud, &version).await?;
+            let kept = live.as_deref().unwrap_or("none");
+            bail!("version {version} is deleted, `live` stays at version {kept}: {e:#}");
+        }
+        return Err(e);
+    }
+    move_live(cloud, &version).await?;
+    println!(
+        "deployed in {:.1} s: try `make invoke`",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// What to take back.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum What {
+    /// The version behind `live`
+    Code,
+    /// The model in `models/current.json`
+    Model,
+}
+
+/// Go back to the version or the model before, or to the one named.
+pub async fn rollback(cloud: &Cloud, what: What, to: Option<&str>) -> Result<()> {
+    match what {
+        What::Code => rollback_code(cloud, to).await,
+        What::Model => rollback_model(cloud, to).await,
+    }
+}
+
+async fn rollback_code(cloud: &Cloud, to: Option<&str>) -> Result<()> {
+    let live = configuration(cloud, LIVE).await?.and_then(|c| c.version);
+    let live = live.context("nothing is deployed: there is nothing to go back from")?;
+    let versions = function::versions(cloud).await?;
+    let known = versions.iter().filter_map(|v| v.version());
+    let target = match to {
+        Some(to) => known.clone().find(|v| *v == to),
+        None => known.clone().take_while(|v| *v != live).last(),
+    };
+    let target = target.with_context(|| match to {
+        Some(to) => format!("there is no version {to}: `make versions` lists them"),
+        None => format!("version {live} is the first: there is nothing to go back to"),
+    })?;
+    cloud.confirm(&format!(
+        "Move `live` from version {live} to version {target}"
+    ))?;
+    if let Some(model) = current_model(cloud).await? {
+        check::golden_rows(cloud, target, &model)
+            .await
+            .context("`live` is left where it was")?;
+    }
+    move_live(cloud, target).await
+}
+
+async fn rollback_model(cloud: &Cloud, to: Option<&str>) -> Result<()> {
+    let history = models(cloud).await?;
+    let current = history.iter().position(|model| model.current);
+    let target = match to {
+        Some(to) => {
+            let mut matching = history.iter().filter(|model| model.sha256.starts_with(to));
+            let found = matching
+                .next()
+                .with_context(|| format!("there is no model {to}: `make versions` lists them"))?;
+            if matching.next().is_some() {
+                bail!("more than one model begins with {to}: give more digits");
+            }
+            found
+        }
+        None => current
+            .and_then(|index| history.get(index.checked_sub(1)?))
+            .context("there is no model before the current one: `make versions` lists them")?,
+    };
+    let key = target.key();
+    // Read and checked before anybody is pointed to it.
+    let model = function::model(cloud, &key).await?;
+    let model = model.with_context(|| format!("s3://{}/{key} is gone", cloud.bucket()))?;
+    cloud.confirm(&format!(
+        "Make model {:.12} the current one",
+        model.sha256()
+    ))?;
+    cloud
+        .s3()
+        .copy_object()
+        .bucket(cloud.bucket())
+        .key(CURRENT_KEY)
+        .copy_source(format!("{}/{key}", cloud.bucket()))
+        .send()
+        .await
+        .with_context(|| format!("could not copy {key} to {CURRENT_KEY}"))?;
+    println!(
+        "model {:.12} is current: `live` looks for it within seconds, beside its next answers",
+        model.sha256()
+    );
+    Ok(())
+}
+
+/// A model in the bucket.
+struct Published {
+    sha256: String,
+    first: DateTime,
+    current: bool,
+}
+
+impl Published {
+    fn key(&self) -> String {
+        format!("models/{}.json", self.sha256)
+    }
+}
+
+/// The models that were ever current, in the order in which they first were.
+///
+/// The bucket keeps every version of `models/current.json`; what they were copied from has the same
+/// ETag, which for these objects is the MD5 of the bytes.
+async fn models(cloud: &Cloud) -> Result<Vec<Published>> {
+    let (s3, bucket) = (cloud.s3(), cloud.bucket());
+    let mut names: HashMap<String, String> = HashMap::new();
+    let mut pages = s3
+        .list_objects_v2()
+        .bucket(&bucket)
+        .prefix("models/")
+        .into_paginator()
+        .send();
+    while let Some(page) = pages.next().await {
+        let page = page.with_context(|| format!("could not list s3://{bucket}/models/"))?;
+        for object in page.contents() {
+            let (key, etag) = (object.key().unwrap_or_default(), object.e_tag());
+            let name = key
+                .strip_prefix("models/")
+                .and_then(|k| k.strip_suffix(".json"));
+            if let (Some(sha256), Some(etag), true) = (name, etag, key != CURRENT_KEY) {
+                names.insert(etag.to_owned(), sha256.to_owned());
+            }
+        }
+    }
+    let mut history: Vec<Published> = Vec::new();
+    let mut versions = Vec::new();
+    let (mut next_key, mut next_version) = (None, None);
+    loop {
+        let page = s3
+            .list_object_versions()
+            .bucket(&bucket)
+            .prefix(CURRENT_KEY)
+            .set_key_marker(next_key)
+            .set_version_id_marker(next_version)
+            .send()
+            .await
+            .with_context(|| {
+                format!("could not list the versions of s3://{bucket}/{CURRENT_KEY}")
+            })?;
+        versions.extend(page.versions().iter().cloned());
+        if page.is_truncated() != Some(true) {
+            break;
+        }
+        (next_key, next_version) = (page.next_key_marker, page.next_version_id_marker);
+    }
+    // The newest come first.
+    for version in versions.iter().rev() {
+        let (Some(etag), Some(first)) = (version.e_tag(), version.last_modified()) else {
+            continue;
+        };
+        let Some(sha256) = names.get(etag) else {
+            continue;
+        };
+        let current = version.is_latest() == Some(true);
+        match history.iter_mut().find(|model| model.sha256 == *sha256) {
+            Some(known) => known.current |= current,
+            None => history.push(Published {
+                sha256: sha256.clone(),
+                first: *first,
+                current,
+            }),
+        }
+    }
+    Ok(history)
+}
+
+/// Print the versions of the code and the models, oldest first.
+pub async fn versions(cloud: &Cloud) -> Result<()> {
+    let live = configuration(cloud, LIVE).await?.and_then(|c| c.version);
+    println!("code");
+    if live.is_none() {
+        println!("  none: run `make deploy`");
+    } else {
+        for version in function::versions(cloud).await? {
+            let number = version.version().unwrap_or("?");
+            let mark = if live.as_deref() == Some(number) {
+                "live"
+            } else {
+                ""
+            };
+            let modified = version.last_modified().unwrap_or("?");
+            println!(
+                "  {mark:<8} version {number:<4} {:.12}  published {modified:.19}",
+                code_sha256(version.code_sha256()),
+            );
+        }
+    }
+    println!("models");
+    let models = if stack::describe(cloud).await?.is_some() {
+        models(cloud).await?
+    } else {
+        Vec::new()
+    };
+    if models.is_empty() {
+        println!("  none: run notebook 2 (make run NB=notebooks/02_publish.ipynb)");
+    }
+    for model in models {
+        let mark = if model.current { "current" } else { "" };
+        let first = model.first.fmt(DateTimeFormat::DateTime)?;
+        println!(
+            "  {mark:<8} {:.12}  first current {first:.19}",
+            model.sha256
+        );
+    }
+    Ok(())
+}
