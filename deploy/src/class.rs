@@ -33,7 +33,7 @@ const MOST: usize = 100;
 
 /// How many, and where their archives lie.
 #[derive(Args)]
-pub struct Class {
+pub struct Members {
     /// How many stacks: <STACK>01, <STACK>02, …
     #[arg(long, env = "N", default_value_t = 30)]
     n: usize,
@@ -45,7 +45,7 @@ pub struct Class {
     jobs: usize,
 }
 
-impl Class {
+impl Members {
     fn stacks(&self, cloud: &Cloud) -> Result<Vec<StackName>> {
         ensure!(
             (1..=MOST).contains(&self.n),
@@ -61,7 +61,7 @@ impl Class {
 }
 
 /// Make the class, or the part of it that is not there yet, with the model of the class's own stack.
-pub async fn create(cloud: &Cloud, class: &Class, code: &Path) -> Result<()> {
+pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
     let stacks = class.stacks(cloud)?;
     ensure!(
         code.exists(),
@@ -210,7 +210,7 @@ fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
 }
 
 /// Delete every stack of the class, also those whose making was broken off.
-pub async fn destroy(cloud: &Cloud, class: &Class) -> Result<()> {
+pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
     let members = stack::of_class(cloud).await?;
     if members.is_empty() && !class.dir.exists() {
         println!("nothing of class {} is there", cloud.stack);

@@ -124,14 +124,14 @@ enum Command {
     /// Make a stack with a device for each of a class, and one archive each to hand out
     Class {
         #[command(flatten)]
-        class: class::Class,
+        class: class::Members,
         /// The zip that `package` wrote
         zip: PathBuf,
     },
     /// Delete every stack of a class
     ClassDestroy {
         #[command(flatten)]
-        class: class::Class,
+        class: class::Members,
     },
     /// Delete everything that carries the stack's name
     Destroy {
@@ -193,4 +193,15 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
         Command::Destroy { dir } => destroy::destroy(&cloud, &dir).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
 }
