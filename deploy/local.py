@@ -42,7 +42,9 @@ DEFAULTS = {
     "GATEWAY_PORT": "4566",
     "IOT_MTLS_PORT": "8883",
     "LOCAL_DIR": str(Path(__file__).resolve().parents[1] / "target" / "local"),
-    "LAMBDA_WARM_TTL_SECONDS": "300",  # how long a surplus `bootstrap` may idle
+    # How long a `bootstrap` may idle. AWS does not say how long (minutes); here it is a little more than
+    # the shortest schedule, so that a workshop sees both: a cold start after a pause, and none when kept warm.
+    "LAMBDA_WARM_TTL_SECONDS": "75",
     "AWS_REGION": "us-east-1",  # for what no request names a region
 }
 START_SECONDS, STOP_SECONDS = 60, 40
@@ -283,7 +285,7 @@ def run(settings):
     end_functions_with_this_process()
     try:
         from ministack import app
-        from ministack.core import persistence
+        from ministack.core import lambda_runtime, persistence
         from ministack.services import cloudwatch, iot, lambda_svc
     except ImportError as error:
         sys.exit(f"{error} for {sys.executable}: `make setup` installs it.")
@@ -291,6 +293,7 @@ def run(settings):
     require_device_credentials(iot)
     read_any_message(iot)
     answer_functions_at_once()
+    end_idle_functions(lambda_svc, lambda_runtime)
     invoke_as_lambda_does(iot, lambda_svc)
     keep_saving(app, persistence, cloudwatch, iot, lambda_svc)
     refuse_pages_from_elsewhere(app)
@@ -393,6 +396,25 @@ def answer_functions_at_once():
     waits 40 ms for the headers' ACK, at every call."""
     take(socketserver.StreamRequestHandler, "disable_nagle_algorithm")
     socketserver.StreamRequestHandler.disable_nagle_algorithm = True
+
+
+def end_idle_functions(lambda_svc, lambda_runtime):
+    """MiniStack ends idle processes, but never the first of a version: no pause would lead to a cold start."""
+    workers, lock = take(lambda_runtime, "_workers"), take(lambda_runtime, "_lock")
+    kill_workers, limit = take(lambda_runtime, "kill_workers"), take(lambda_runtime, "_LOCAL_WORKER_TTL")
+    acquire = take(lambda_svc, "acquire_worker")
+
+    def acquire_worker(func_name, config, code_zip, qualifier="$LATEST", max_concurrency=None):
+        idle = []
+        with lock:
+            for key, pool in list(workers.items()):
+                old = [each for each in pool if not each.in_use and time.time() - each.last_used > limit]
+                idle += old
+                workers[key] = [each for each in pool if each not in old]
+        threading.Thread(target=kill_workers, args=(idle,)).start()  # the caller need not wait for that
+        return acquire(func_name, config, code_zip, qualifier=qualifier, max_concurrency=max_concurrency)
+
+    replace(lambda_svc, "acquire_worker", acquire_worker)
 
 
 def invoke_as_lambda_does(iot, lambda_svc):
