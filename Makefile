@@ -23,7 +23,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
 WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
 DEPLOY      := target/notebook/deploy
-ZIP         := target/lambda/$(TARGET)/iris_fn.zip
+ZIP         ?= target/lambda/$(TARGET)/iris_fn.zip
 # The build lands where the recipes look for it, whatever your own settings say.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
 # A terminal sees Cargo's progress; a log or a notebook cell only what matters.

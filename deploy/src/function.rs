@@ -14,6 +14,7 @@ use iris_fn::model::CURRENT_KEY;
 use serde_json::Value;
 
 use crate::cloud::Cloud;
+use crate::stack;
 
 /// The alias that everything calls.
 pub const LIVE: &str = "live";
@@ -150,14 +151,7 @@ pub fn same_behaviour(
 /// When another deploy has changed the code in the meantime: it wins.
 pub async fn publish(cloud: &Cloud, code: &Code) -> Result<String> {
     let (lambda, name) = (cloud.lambda(), cloud.function());
-    lambda
-        .wait_until_function_updated_v2()
-        .function_name(&name)
-        .wait(READY)
-        .await
-        .with_context(|| format!("function {name} does not become ready"))?;
-    let latest = configuration(cloud, LATEST).await?;
-    let latest = latest.with_context(|| format!("function {name} is gone"))?;
+    let latest = put_right(cloud, code).await?;
     if let Some(live) = configuration(cloud, LIVE).await?
         && same_behaviour(&latest, &live)
     {
@@ -181,6 +175,45 @@ pub async fn publish(cloud: &Cloud, code: &Code) -> Result<String> {
         .await
         .with_context(|| format!("version {version} of {name} does not become active"))?;
     Ok(version)
+}
+
+/// `$LATEST`, once it is ready and has the code that the stack asks for. It may not: CloudFormation does
+/// not look at what somebody changed past it.
+async fn put_right(cloud: &Cloud, code: &Code) -> Result<GetFunctionConfigurationOutput> {
+    let latest = ready(cloud).await?;
+    let stack = stack::describe(cloud).await?;
+    let asked = stack.as_ref().and_then(|s| stack::parameter(s, "CodeKey"));
+    if code_sha256(latest.code_sha256()) == code.sha256 || asked != Some(&code.key()) {
+        return Ok(latest);
+    }
+    println!(
+        "the function's code is {:.12}, not what the stack asks for: putting it right",
+        code_sha256(latest.code_sha256())
+    );
+    cloud
+        .lambda()
+        .update_function_code()
+        .function_name(cloud.function())
+        .s3_bucket(cloud.bucket())
+        .s3_key(code.key())
+        .send()
+        .await
+        .with_context(|| format!("could not change the code of {}", cloud.function()))?;
+    ready(cloud).await
+}
+
+/// `$LATEST`, when nothing is moving in it any more.
+async fn ready(cloud: &Cloud) -> Result<GetFunctionConfigurationOutput> {
+    let name = cloud.function();
+    cloud
+        .lambda()
+        .wait_until_function_updated_v2()
+        .function_name(&name)
+        .wait(READY)
+        .await
+        .with_context(|| format!("function {name} does not become ready"))?;
+    let latest = configuration(cloud, LATEST).await?;
+    latest.with_context(|| format!("function {name} is gone"))
 }
 
 fn ours(code: &Code, found: Option<&str>) -> Result<()> {

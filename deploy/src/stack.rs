@@ -78,6 +78,14 @@ pub fn output<'s>(stack: &'s Stack, key: &str) -> Option<&'s str> {
         .and_then(|o| o.output_value())
 }
 
+/// A parameter that a stack was last deployed with.
+pub fn parameter<'s>(stack: &'s Stack, key: &str) -> Option<&'s str> {
+    let mut parameters = stack.parameters().iter();
+    parameters
+        .find(|p| p.parameter_key() == Some(key))
+        .and_then(|p| p.parameter_value())
+}
+
 /// Make the first stage, unless the stack is there in either stage.
 pub async fn ensure_bucket(cloud: &Cloud) -> Result<()> {
     if let Some(stack) = settled(cloud).await?

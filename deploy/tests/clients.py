@@ -1,5 +1,6 @@
 """Who walks the path from outside: `make`, boto3 and paho-mqtt, none of which knows our Rust code."""
 
+import csv
 import hashlib
 import json
 import os
@@ -19,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ROOT / "target/devices"
 STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
+MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/local/iris_fn.zip"
+REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
+FEATURES, CLASSES = REFERENCE["features"], REFERENCE["classes"]
+SETOSA = dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2]))
 
 
 def run(*command, **settings):
@@ -36,6 +41,15 @@ def run(*command, **settings):
 
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
+
+
+def question(**changes):
+    return json.dumps({"request_id": "r", **SETOSA, **changes}).encode()
+
+
+def iris():
+    with open(ROOT / "data/iris.csv", newline="") as file:
+        return [(tuple(float(row[name]) for name in FEATURES), row["species"]) for row in csv.DictReader(file)]
 
 
 class Cloud:

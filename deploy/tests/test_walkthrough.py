@@ -9,7 +9,6 @@ The local cloud is started here, on ports and in a folder of its own, beside wha
 share one deployed stack, and the last one takes it away.
 """
 
-import csv
 import json
 import math
 import queue
@@ -21,14 +20,13 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import ACCOUNT, BUCKET, DEVICES, FUNCTION, REGION, ROOT, STACK, Cloud, Device, run, sha256
+from clients import (
+    ACCOUNT, BUCKET, CLASSES, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, Device,
+    iris, question, run, sha256,
+)  # fmt: skip
 from test_local import alive, free_ports, wait_for
 
-MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/local/iris_fn.zip"
-REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
-FEATURES, CLASSES = REFERENCE["features"], REFERENCE["classes"]
 US, OTHER = "walkthrough", "walkthrough-other"  # two devices
-SETOSA = dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2]))
 
 
 def probabilities(weights, intercepts, x):
@@ -42,24 +40,6 @@ def expected(x):
     """{class: probability} by scikit-learn's weights."""
     p = probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], x)
     return pytest.approx(dict(zip(CLASSES, p)), abs=1e-4)
-
-
-def question(**changes):
-    return json.dumps({"request_id": "r", **SETOSA, **changes}).encode()
-
-
-def iris():
-    with open(ROOT / "data/iris.csv", newline="") as file:
-        return [(tuple(float(row[name]) for name in FEATURES), row["species"]) for row in csv.DictReader(file)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The bytes of target/model.json, made by notebook 01."""
-    if not MODEL.exists():
-        code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
-        assert code == 0, out + err
-    return MODEL.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +115,7 @@ def test_a_second_deploy_or_bucket_changes_nothing(cloud):
         return cloud.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"], cloud.alias()
 
     before = state()
-    assert f"stack {STACK}: no changes" in cloud.must("deploy")
+    assert f"stack     {STACK}: no changes" in cloud.must("deploy")
     assert f"bucket {BUCKET} is there" in cloud.must("bucket")
     assert state() == before
 

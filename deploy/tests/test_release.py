@@ -1,0 +1,329 @@
+"""Deploys that go wrong: killed, at the same moment, with code that lies. `live` must never notice.
+
+Other code is the real program with another file beside it in the zip. Code that lies is a `bootstrap` of a few
+lines of Python that speaks the Runtime API and computes the model's probabilities, unless it is told not to.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from botocore.exceptions import ClientError
+from clients import BUCKET, FUNCTION, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, iris, question, sha256
+from test_local import wait_for
+
+DEPLOY = ROOT / "target/notebook/deploy"
+LIAR = '''#!{python} -I
+import json, math, os, urllib.request
+MODEL, SHA256 = {model!r}, {sha256!r}
+URL = "http://" + os.environ["AWS_LAMBDA_RUNTIME_API"] + "/2018-06-01/runtime/invocation/"
+NAMES = [feature["name"] for feature in MODEL["features"]]
+GOLDEN = [row["features"] for row in MODEL["golden"]]
+
+def predict(flower):
+    x = [flower[name] for name in NAMES]
+    z = [b + sum(w * v for w, v in zip(row, x)) for row, b in zip(MODEL["weights"], MODEL["intercepts"])]
+    powers = [math.exp(each - max(z)) for each in z]
+    p = [power / sum(powers) for power in powers]
+    {lie}
+    species = MODEL["classes"][p.index(max(p))]
+    return {{"species": species, "probabilities": dict(zip(MODEL["classes"], p)), "in_distribution": True}}
+
+while True:
+    with urllib.request.urlopen(URL + "next") as reply:
+        request, event = reply.headers["Lambda-Runtime-Aws-Request-Id"], json.load(reply)
+    answer = {{"request_id": event["request_id"], "model": SHA256, "cold_start": False, "handler_us": 1}}
+    if "flowers" in event:
+        answer["predictions"] = [predict(flower) for flower in event["flowers"]]
+    else:
+        answer |= predict(event)
+    urllib.request.urlopen(URL + request + "/response", json.dumps(answer).encode()).close()
+'''
+
+
+def zipped(path, **files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o755 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return path
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    """Two zips that answer alike and are not the same."""
+    folder = tmp_path_factory.mktemp("builds")
+    program = zipfile.ZipFile(ZIP).read("bootstrap")
+    return [zipped(folder / f"{name}.zip", bootstrap=program, note=name) for name in ("one", "other")]
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory, model, builds):
+    cloud = Cloud(tmp_path_factory.mktemp("release") / "local")
+    cloud.must("local")
+    try:
+        cloud.must("bucket")
+        cloud.publish(model)
+        cloud.must("deploy", ZIP=builds[0])
+        yield cloud
+    finally:
+        code, *said = cloud.make("destroy")
+        cloud.must("stop")
+    assert code == 0, said
+
+
+def command(cloud, *arguments):
+    """The deployer itself, as `make` would call it; a process that can be killed."""
+    environment = {
+        "STACK": STACK, "TARGET": "local", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{cloud.gateway}", "AWS_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "PATH": os.environ["PATH"], "HOME": "/nonexistent",
+    }  # fmt: skip
+    return subprocess.Popen([DEPLOY, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def code_behind(cloud, qualifier="live"):
+    """The SHA-256 of the code that answers, in base64."""
+    return cloud.client("lambda").get_function(FunctionName=FUNCTION, Qualifier=qualifier)["Configuration"]["CodeSha256"]
+
+
+def hash_of(path):
+    return base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()
+
+
+class Load:
+    """Callers that ask `live` all the time, one flower after the other, and keep what was lost or wrong."""
+
+    def __init__(self, cloud, callers=3):
+        self.asked, self.bad, self.over = itertools.count(), [], threading.Event()
+        self.expected = [species for _, species in iris()]
+        self.truth = {}  # index: the answer before anything moved
+        self.cloud = cloud
+        self.pool = ThreadPoolExecutor(callers)
+        for index in range(0, 150, 10):
+            self.truth[index] = self.ask(cloud.client("lambda"), index)
+        self.threads = [self.pool.submit(self.run) for _ in range(callers)]
+        self.total = 0
+
+    def ask(self, client, index):
+        flower = dict(zip(SETOSA, iris()[index][0]))
+        reply = client.invoke(FunctionName=FUNCTION, Qualifier="live", Payload=question(**flower))
+        answer = json.loads(reply["Payload"].read())
+        return answer.get("species"), answer.get("probabilities")
+
+    def run(self):
+        client, indices = self.cloud.client("lambda"), itertools.cycle(self.truth)
+        while not self.over.is_set():
+            index = next(indices)
+            try:
+                answer = self.ask(client, index)
+                if answer != self.truth[index]:
+                    self.bad.append((index, answer))
+            except Exception as error:  # whatever it is, the caller has no answer
+                self.bad.append((index, repr(error)))
+            self.total = next(self.asked) + 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.pool.shutdown()
+
+
+# --- a day in the life ------------------------------------------------------
+
+
+def test_deploy_twice_plan_status_rollback_in_a_row(cloud, builds):
+    cloud.must("deploy", ZIP=builds[0])
+    before = cloud.alias()
+    code, out, _ = cloud.make("plan", ZIP=builds[1])
+    assert code == 2 and "`make deploy` would do this" in out  # there is something to do
+    assert cloud.alias() == before and code_behind(cloud, "$LATEST") == hash_of(builds[0])
+
+    cloud.must("deploy", ZIP=builds[1])
+    deployed = cloud.alias()
+    assert deployed != before and code_behind(cloud) == hash_of(builds[1])
+    assert f"stack     {STACK}: no changes" in cloud.must("deploy", ZIP=builds[1])
+    assert cloud.must("plan", ZIP=builds[1]).endswith("nothing to do\n")
+    assert cloud.alias() == deployed
+    assert "live is version" in cloud.must("status")
+
+    assert "live moved" in cloud.must("rollback")
+    reply = cloud.client("lambda").invoke(FunctionName=FUNCTION, Qualifier="live", Payload=question())
+    assert reply["ExecutedVersion"] == before[0] and code_behind(cloud) == hash_of(builds[0])
+    assert "live moved" in cloud.must("rollback", TO=deployed[0])
+    assert cloud.must("plan", ZIP=builds[1]).endswith("nothing to do\n")
+
+    listed = cloud.must("versions")
+    assert f"live     version {deployed[0]} " in listed and f"         version {before[0]} " in listed
+
+
+def test_a_rollback_says_what_it_cannot(cloud):
+    for settings, reason in [
+        ({"TO": "999"}, "there is no version 999"),
+        ({"WHAT": "model", "TO": "ffff"}, "there is no model ffff"),
+        ({"WHAT": "model"}, "there is no model before the current one"),
+        ({"WHAT": "weather"}, "invalid value 'weather'"),
+    ]:
+        code, _, err = cloud.make("rollback", **settings)
+        assert code != 0 and reason in err
+
+
+def test_a_model_goes_back_too_and_again_to_where_it_was(cloud, model):
+    softer = json.loads(model)
+    softer["training"]["iterations"] += 1  # another file, the same weights
+    softer = json.dumps(softer).encode()
+    cloud.publish(softer)
+    try:
+        storage = cloud.client("s3")
+
+        def current():
+            return sha256(storage.get_object(Bucket=BUCKET, Key="models/current.json")["Body"].read())
+
+        assert sha256(model)[:12] in cloud.must("rollback", WHAT="model")
+        assert current() == sha256(model)
+        wait_for(lambda: cloud.invoke(question())["model"] == sha256(model), 20)
+        cloud.must("rollback", WHAT="model", TO=sha256(softer)[:8])
+        assert current() == sha256(softer)
+        assert f"current  {sha256(softer)[:12]}" in cloud.must("versions")
+    finally:
+        cloud.publish(model)
+        wait_for(lambda: cloud.invoke(question())["model"] == sha256(model), 20)
+
+
+def test_keep_warm_is_a_schedule_that_can_be_turned_off_again(cloud, builds):
+    events, name = cloud.client("events"), f"{STACK}-keep-warm"
+    cloud.must("deploy", ZIP=builds[1], KEEP_WARM="rate(5 minutes)")
+    assert events.describe_rule(Name=name)["ScheduleExpression"] == "rate(5 minutes)"
+    [target] = events.list_targets_by_rule(Rule=name)["Targets"]
+    assert target["Arn"].endswith(f":{FUNCTION}:live") and json.loads(target["Input"]) == {"warmup": True}
+    code, _, err = cloud.make("deploy", ZIP=builds[1], KEEP_WARM="sometimes")
+    assert code != 0 and "KeepWarm" in err
+    cloud.must("deploy", ZIP=builds[1])
+    with pytest.raises(ClientError, match="ResourceNotFound"):
+        events.describe_rule(Name=name)
+
+
+# --- under load -------------------------------------------------------------
+
+
+def test_no_call_is_lost_or_wrong_while_live_moves(cloud, builds):
+    with Load(cloud) as load:
+        moves = 0
+        while load.total < 2000:
+            cloud.must("deploy", ZIP=builds[moves % 2])
+            cloud.must("rollback")
+            moves += 2
+    assert load.total >= 2000 and moves >= 4
+    assert load.bad == []
+    print(f"{load.total} calls, {moves} moves of live")
+
+
+@pytest.mark.parametrize(
+    "lie, reason, excuse",
+    [
+        ("p = p[::-1]", "golden row 0: P(setosa) is", None),
+        ("p = p if x in GOLDEN else p[::-1]", "and MAX_CHANGED is 0", {"MAX_CHANGED": 775}),
+        ("raise SystemExit", "failed (", None),
+    ],
+)
+def test_a_version_that_lies_never_answers_a_call(cloud, builds, model, tmp_path, lie, reason, excuse):
+    script = LIAR.format(python=sys.executable, model=json.loads(model), sha256=sha256(model), lie=lie)
+    liar = zipped(tmp_path / "liar.zip", bootstrap=script)
+    cloud.must("deploy", ZIP=builds[0])
+    before = cloud.alias()
+    with Load(cloud) as load:
+        code, _, err = cloud.make("deploy", ZIP=liar)
+        wait_for(lambda: load.total >= 1000, 120)
+    assert code != 0 and reason in err
+    assert f"is deleted, `live` stays at version {before[0]}" in err
+    assert load.bad == []
+    assert cloud.alias() == before
+    versions = cloud.client("lambda").list_versions_by_function(FunctionName=FUNCTION)["Versions"]
+    assert hash_of(liar) not in [each["CodeSha256"] for each in versions if each["Version"] != "$LATEST"]
+    if excuse:  # somebody who wants that can have it
+        cloud.must("deploy", ZIP=liar, **excuse)
+        assert code_behind(cloud) == hash_of(liar)
+        cloud.must("rollback", TO=before[0])
+    cloud.must("deploy", ZIP=builds[0], **(excuse or {}))
+
+
+# --- killed -----------------------------------------------------------------
+
+
+def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, model):
+    """20 times, at a random moment of a first deploy or of an update."""
+    dice, broken_off = random.Random(20), 0
+    for attempt in range(20):
+        if attempt % 4 == 0:  # from nothing
+            cloud.must("destroy")
+            killed = command(cloud, "bucket")
+            time.sleep(dice.uniform(0, 0.2))
+            killed.kill()
+            killed.communicate()
+            cloud.must("bucket")
+            cloud.publish(model)
+        build = builds[attempt % 2]
+        killed = command(cloud, "up", str(build))
+        time.sleep(dice.uniform(0, 1.3))
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        broken_off += killed.returncode == -signal.SIGKILL
+        again = command(cloud, "up", str(build))
+        out, _ = again.communicate(timeout=120)
+        assert again.returncode == 0, out
+        assert code_behind(cloud) == hash_of(build)
+        assert cloud.invoke(question())["species"] == "setosa"
+    assert broken_off >= 10
+    sets = cloud.client("cloudformation").list_change_sets(StackName=STACK)["Summaries"]
+    print(f"{broken_off} of 20 were broken off, {len(sets)} change sets are left in the stack's history")
+    cloud.must("destroy")
+    left = [cloud.client("lambda").list_functions()["Functions"], cloud.client("sqs").list_queues().get("QueueUrls", [])]
+    left += [cloud.client("s3").list_buckets()["Buckets"], cloud.client("iot").list_topic_rules()["rules"]]
+    left += [cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]]
+    left += [cloud.client("cloudwatch").list_dashboards()["DashboardEntries"]]
+    left += [[r for r in cloud.client("iam").list_roles()["Roles"] if r["RoleName"].startswith(f"{STACK}-")]]
+    assert left == [[]] * len(left)
+    cloud.must("bucket")
+    cloud.publish(model)
+    cloud.must("deploy", ZIP=builds[0])
+
+
+def test_the_cloud_goes_away_in_the_middle(cloud, builds):
+    for attempt, seconds in enumerate((0.1, 0.4, 0.8)):
+        build = builds[(attempt + 1) % 2]
+        interrupted = command(cloud, "up", str(build))
+        time.sleep(seconds)
+        os.kill(json.loads((cloud.dir / "pid").read_text())["pid"], signal.SIGKILL)
+        out, _ = interrupted.communicate(timeout=120)
+        assert interrupted.returncode == 0 or "error: " in out and "panicked" not in out
+        cloud.must("local")
+        cloud.must("deploy", ZIP=build)
+        assert code_behind(cloud) == hash_of(build)
+
+
+def test_two_deploys_at_once_one_wins_and_the_other_says_so(cloud, builds):
+    for _ in range(5):
+        both = [command(cloud, "up", str(build)) for build in builds]
+        said = [each.communicate(timeout=120)[0] for each in both]
+        codes = [each.returncode for each in both]
+        assert 0 in codes, said
+        for code, out in zip(codes, said):
+            assert code == 0 or any(
+                words in out for words in ("another deploy", "could not move `live`", "could not make a change set")
+            ), out
+        winners = [hash_of(build) for build, code in zip(builds, codes) if code == 0]
+        assert code_behind(cloud) in winners
+        assert cloud.invoke(question())["species"] == "setosa"
