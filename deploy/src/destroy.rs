@@ -11,10 +11,12 @@ use crate::device::{self, STACK_ATTRIBUTE};
 use crate::stack;
 
 /// List what will be deleted, ask, delete it, and check that nothing is left.
-pub async fn destroy(cloud: &Cloud, devices: &Path) -> Result<()> {
+///
+/// `port` is that of MQTT: it tells one local cloud's device folders from another's.
+pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
     let things = things(cloud).await?;
     let objects = objects(cloud).await?;
-    let folders = device_folders(cloud, devices);
+    let folders = device_folders(cloud, devices, port);
     let found = stack::describe(cloud).await?;
     if things.is_empty() && objects.is_none() && folders.is_empty() && found.is_none() {
         println!("nothing of stack {} is there", cloud.stack);
@@ -169,10 +171,10 @@ async fn empty(cloud: &Cloud, objects: Vec<(ObjectIdentifier, i64)>) -> Result<(
 }
 
 /// Folders of credentials that belong to this stack in this cloud.
-fn device_folders(cloud: &Cloud, devices: &Path) -> Vec<PathBuf> {
+fn device_folders(cloud: &Cloud, devices: &Path, port: u16) -> Vec<PathBuf> {
     let entries = fs::read_dir(devices).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.path())
-        .filter(|dir| device::belongs(cloud, dir))
+        .filter(|dir| device::belongs(cloud, dir, Some(port)))
         .collect()
 }

@@ -57,7 +57,7 @@ pub async fn create(
     // The thing's name is the MQTT client id, of which an account has only one: so it is prefixed.
     let client_id = format!("{}-{name}", cloud.stack);
     let dir = dir.join(name);
-    if dir.join("endpoint.json").exists() && !belongs(cloud, &dir) {
+    if dir.join("endpoint.json").exists() && !belongs(cloud, &dir, None) {
         bail!(
             "{} belongs to another stack or cloud: choose another NAME, or delete the folder",
             dir.display()
@@ -289,12 +289,18 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Whether a device folder is this stack's, in this cloud, by its `endpoint.json`.
-pub fn belongs(cloud: &Cloud, dir: &Path) -> bool {
+/// Whether a device folder is this stack's, in this cloud, by its `endpoint.json`. Local clouds differ by
+/// their port, where it matters.
+pub fn belongs(cloud: &Cloud, dir: &Path, port: Option<u16>) -> bool {
     let text = fs::read_to_string(dir.join("endpoint.json")).unwrap_or_default();
     let endpoint: Value = serde_json::from_str(&text).unwrap_or_default();
-    let local = endpoint["host"] == LOCAL_HOST;
-    endpoint["stack"] == cloud.stack.to_string() && local == (cloud.target == Target::Local)
+    let ours = match cloud.target {
+        Target::Local => {
+            endpoint["host"] == LOCAL_HOST && port.is_none_or(|port| endpoint["port"] == port)
+        }
+        Target::Aws => endpoint["host"] != LOCAL_HOST,
+    };
+    ours && endpoint["stack"] == cloud.stack.to_string()
 }
 
 /// Call again while AWS is still at work on the call before: it detaches and deletes at its own pace.

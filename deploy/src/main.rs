@@ -138,6 +138,9 @@ enum Command {
         /// Folder that holds the devices' credentials
         #[arg(long, default_value = "target/devices")]
         dir: PathBuf,
+        /// Port of MQTT over TLS
+        #[arg(long, env = "IOT_MTLS_PORT", default_value_t = 8883)]
+        port: u16,
     },
 }
 
@@ -190,7 +193,7 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
         Command::Policy => policy::print(&cloud)?,
         Command::Class { class, zip } => class::create(&cloud, &class, &zip).await?,
         Command::ClassDestroy { class } => class::destroy(&cloud, &class).await?,
-        Command::Destroy { dir } => destroy::destroy(&cloud, &dir).await?,
+        Command::Destroy { dir, port } => destroy::destroy(&cloud, &dir, port).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -97,8 +97,8 @@ class Cloud:
 class Device:
     """An MQTT client with what `make device` wrote: it checks the broker's name, the broker its certificate."""
 
-    def __init__(self, name, client_id=None):
-        folder = DEVICES / name
+    def __init__(self, name, client_id=None, folder=None, stack=STACK):
+        folder, self.stack = folder or DEVICES / name, stack
         self.endpoint = json.loads((folder / "endpoint.json").read_text())
         self.id, self.inbox, self._events = self.endpoint["client_id"], queue.Queue(), queue.Queue()
         tls = ssl.create_default_context(cafile=folder / "ca.pem")  # CERT_REQUIRED and check_hostname
@@ -127,11 +127,11 @@ class Device:
         return self._events.get(timeout=10)
 
     def listening(self):
-        assert self.accepted and self.subscribe(f"{STACK}/response/{self.id}")
+        assert self.accepted and self.subscribe(f"{self.stack}/response/{self.id}")
         return self
 
     def send(self, payload):
-        self.client.publish(f"{STACK}/request/{self.id}", payload, qos=1)
+        self.client.publish(f"{self.stack}/request/{self.id}", payload, qos=1)
 
     def ask(self, questions, window=8):
         """{request_id: answer}, with few questions under way at a time. MQTT and Lambda may both lose one: when

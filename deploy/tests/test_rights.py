@@ -1,0 +1,235 @@
+"""Who may do what: the function, a device, a person who deploys, and each member of a class.
+
+Every forbidden thing is tried, with the credentials of the one to whom it is forbidden, and must be refused by the
+local cloud, which enforces IAM and IoT policies. What it does not check is checked in the template
+(test_template.py).
+"""
+
+import io
+import json
+import os
+import subprocess
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from clients import ACCOUNT, BUCKET, FUNCTION, REGION, ROOT, SETOSA, STACK, Cloud, Device, iris, question
+
+DEPLOY = ROOT / "target/notebook/deploy"
+REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
+MEMBERS = 30
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory, model):
+    cloud = Cloud(tmp_path_factory.mktemp("rights") / "local")
+    cloud.must("local")
+    try:
+        cloud.must("bucket")
+        cloud.publish(model)
+        cloud.must("deploy")
+        yield cloud
+    finally:
+        code, *said = cloud.make("destroy")
+        cloud.must("stop")
+    assert code == 0, said
+
+
+class Person:
+    """AWS clients with somebody's own keys."""
+
+    def __init__(self, cloud, key, secret, token=None):
+        self.cloud = cloud
+        self.keys = {"aws_access_key_id": key, "aws_secret_access_key": secret, "aws_session_token": token}
+
+    def client(self, service):
+        url, once = f"http://127.0.0.1:{self.cloud.gateway}", Config(retries={"max_attempts": 0})
+        return boto3.client(service, endpoint_url=url, region_name=REGION, config=once, **self.keys)
+
+    def deploy(self, *arguments, stack=STACK):
+        """(exit code, what it said) of the deployer with these keys."""
+        environment = {
+            "STACK": stack, "TARGET": "local", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.cloud.gateway}",
+            "AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": self.keys["aws_access_key_id"], "PATH": os.environ["PATH"],
+            "AWS_SECRET_ACCESS_KEY": self.keys["aws_secret_access_key"], "IOT_MTLS_PORT": str(self.cloud.mqtt),
+        }  # fmt: skip
+        done = subprocess.run([DEPLOY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+
+# --- the function -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def function(cloud):
+    """The rights that the function has, in our hands."""
+    role = f"arn:aws:iam::{ACCOUNT}:role/{FUNCTION}-{REGION}"
+    made = cloud.client("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+    return Person(cloud, made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
+
+
+def queue_url(cloud):
+    return cloud.client("sqs").get_queue_url(QueueName=f"{STACK}-dead-letters")["QueueUrl"]
+
+
+def test_the_function_may_do_what_it_is_for(cloud, function):
+    assert function.client("s3").get_object(Bucket=BUCKET, Key="models/current.json")["Body"].read()
+    function.client("iot-data").publish(topic=f"{STACK}/response/nobody", payload=b"{}")
+
+
+FORBIDDEN_TO_THE_FUNCTION = {
+    "write the model": ("s3", "put_object", {"Bucket": BUCKET, "Key": "models/current.json", "Body": b"x"}),
+    "delete a model": ("s3", "delete_object", {"Bucket": BUCKET, "Key": "models/current.json"}),
+    "list the bucket": ("s3", "list_objects_v2", {"Bucket": BUCKET}),
+    "read the code": ("s3", "get_object", {"Bucket": BUCKET, "Key": "code/x.zip"}),
+    "ask itself by MQTT": ("iot-data", "publish", {"topic": f"{STACK}/request/x", "payload": b"{}"}),
+    "answer for another stack": ("iot-data", "publish", {"topic": f"{STACK}2/response/x", "payload": b"{}"}),
+    "call a function": ("lambda", "invoke", {"FunctionName": FUNCTION, "Payload": b"{}"}),
+    "change its code": ("lambda", "update_function_code", {"FunctionName": FUNCTION, "ZipFile": b"x"}),
+    "read its log": ("logs", "filter_log_events", {"logGroupName": f"/aws/lambda/{FUNCTION}"}),
+    "delete a log": ("logs", "delete_log_group", {"logGroupName": f"/aws/lambda/{FUNCTION}"}),
+    "make a certificate": ("iot", "create_keys_and_certificate", {}),
+    "make a user": ("iam", "create_user", {"UserName": "x"}),
+    "look at stacks": ("cloudformation", "describe_stacks", {"StackName": STACK}),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN_TO_THE_FUNCTION)
+def test_the_function_may_not(function, what):
+    service, call, arguments = FORBIDDEN_TO_THE_FUNCTION[what]
+    with pytest.raises(ClientError) as refusal:
+        getattr(function.client(service), call)(**arguments)
+    assert refusal.value.response["Error"]["Code"] in REFUSED
+
+
+def test_the_function_may_not_read_the_dead_letters(cloud, function):
+    with pytest.raises(ClientError, match="AccessDenied"):
+        function.client("sqs").receive_message(QueueUrl=queue_url(cloud))
+
+
+# --- a person who deploys ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def anna(cloud):
+    """A person with what `make policy` prints, and no more."""
+    policy = json.loads(cloud.must("policy"))
+    # Where the local cloud checks another action or resource than AWS does (Service Authorization Reference:
+    # GetAlias is an action of its own there, and a certificate is the resource of these three).
+    policy["Statement"] += [
+        {"Effect": "Allow", "Action": "lambda:ListAliases", "Resource": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{FUNCTION}*"},
+        {"Effect": "Allow", "Action": ["iot:AttachPolicy", "iot:DetachPolicy", "iot:ListAttachedPolicies"], "Resource": "*"},
+    ]  # fmt: skip
+    users = cloud.client("iam")
+    users.create_user(UserName="anna")
+    users.put_user_policy(UserName="anna", PolicyName="deploy", PolicyDocument=json.dumps(policy))
+    key = users.create_access_key(UserName="anna")["AccessKey"]
+    return Person(cloud, key["AccessKeyId"], key["SecretAccessKey"])
+
+
+def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, model):
+    zip = "target/lambda/local/iris_fn.zip"
+    steps = [["destroy"], ["bucket"], ["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
+    steps += [["device", "anna"], ["status"], ["invoke"], ["logs"], ["versions"], ["rollback", "--what", "model"]]
+    first, second = model, model.replace(b'"iterations": ', b'"iterations": 1')
+    for step in steps:
+        if step[0] == "up":  # what notebook 2 does
+            for body, key in ((first, "a"), (second, "b"), (second, "current")):
+                anna.client("s3").put_object(Bucket=BUCKET, Key=f"models/{key}.json", Body=body)
+        if step[0] == "rollback":
+            anna.client("s3").put_object(Bucket=BUCKET, Key="models/current.json", Body=first)
+            step = [*step, "--to", "b"]
+        code, said = anna.deploy(*step)
+        assert code == 0, (step, said)
+    with Device("anna") as device:
+        assert device.listening().ask([{"request_id": "r", **SETOSA}])["r"]["species"] == "setosa"
+    code, said = anna.deploy("destroy")
+    assert code == 0 and f"nothing of stack {STACK} is left" in said
+    cloud.must("bucket")
+    cloud.publish(model)
+    cloud.must("deploy")
+
+
+def test_a_person_cannot_touch_another_stack(cloud, anna):
+    storage = cloud.client("s3")
+    storage.create_bucket(Bucket=f"other-{ACCOUNT}-{REGION}")
+    storage.put_object(Bucket=f"other-{ACCOUNT}-{REGION}", Key="models/current.json", Body=b"x")
+    for arguments in (["bucket"], ["status"], ["destroy"], ["device", "x"], ["up", "target/lambda/local/iris_fn.zip"]):
+        code, said = anna.deploy(*arguments, stack="other")
+        assert code != 0 and "AccessDenied" in said, said
+
+
+FORBIDDEN_TO_A_PERSON = {
+    "read another stack's model": ("s3", "get_object", {"Bucket": f"other-{ACCOUNT}-{REGION}", "Key": "models/current.json"}),
+    "call another function": ("lambda", "invoke", {"FunctionName": "other-fn", "Payload": b"{}"}),
+    "delete another function": ("lambda", "delete_function", {"FunctionName": "other-fn"}),
+    "make a role of another name": ("iam", "create_role", {"RoleName": "admin", "AssumeRolePolicyDocument": "{}"}),
+    "make a user": ("iam", "create_user", {"UserName": "mallory"}),
+    "give herself more": ("iam", "put_user_policy", {"UserName": "anna", "PolicyName": "p", "PolicyDocument": "{}"}),
+    "delete another log": ("logs", "delete_log_group", {"logGroupName": "/aws/lambda/other-fn"}),
+    "make another queue": ("sqs", "create_queue", {"QueueName": "other-dead-letters"}),
+    "make another rule": ("events", "put_rule", {"Name": "other-keep-warm", "ScheduleExpression": "rate(1 minute)"}),
+    "publish as a device": ("iot-data", "publish", {"topic": f"{STACK}/request/x", "payload": b"{}"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORBIDDEN_TO_A_PERSON)
+def test_a_person_may_not(anna, what):
+    service, call, arguments = FORBIDDEN_TO_A_PERSON[what]
+    with pytest.raises(ClientError) as refusal:
+        getattr(anna.client(service), call)(**arguments)
+    assert refusal.value.response["Error"]["Code"] in REFUSED
+
+
+# --- a class ----------------------------------------------------------------
+
+
+def test_thirty_stacks_answer_their_own_devices_only_and_go_together(cloud, tmp_path):
+    settings = {"N": MEMBERS}
+    listed = cloud.must("class", **settings)
+    assert listed.count(" is ready: ") == MEMBERS
+    assert cloud.must("class", **settings).count(" is ready: ") == MEMBERS  # again: nothing to do, nothing broken
+    names = [f"{STACK}{i:02}" for i in range(1, MEMBERS + 1)]
+    for name in names:  # as a member would: unpack the archive
+        archive = zipfile.ZipFile(io.BytesIO((ROOT / f"target/class/{name}.zip").read_bytes()))
+        assert f"STACK={name}" in archive.read("STACK.txt").decode()
+        archive.extractall(tmp_path / name)
+
+    def member(index):
+        name, other = names[index], names[index - 1]
+        with Device("notebook", folder=tmp_path / name / "target/devices/notebook", stack=name) as device:
+            device.listening()
+            flowers = iris()[index * 5 : index * 5 + 5]
+            asked = [{"request_id": f"{name}-{i}", **dict(zip(SETOSA, x))} for i, (x, _) in enumerate(flowers)]
+            answers = device.ask(asked)
+            assert answers.keys() == {each["request_id"] for each in asked}
+            assert all("species" in answer for answer in answers.values())
+        with Device("notebook", folder=tmp_path / name / "target/devices/notebook", stack=name) as device:
+            assert device.accepted and not device.subscribe(f"{other}/response/{other}-notebook")
+        impostor = f"{other}-notebook"
+        with Device("notebook", folder=tmp_path / name / "target/devices/notebook", client_id=impostor) as device:
+            assert not device.accepted
+        return len(answers)
+
+    with ThreadPoolExecutor(10) as pool:
+        assert sum(pool.map(member, range(MEMBERS))) == MEMBERS * 5
+
+    code, _, err = cloud.make("class", N=0)
+    assert code != 0 and "a class has 1 to 100 stacks" in err
+    assert cloud.must("class-destroy", **settings).endswith(f"nothing of class {STACK} is left\n")
+    assert not (ROOT / "target/class").exists()
+    functions = [each["FunctionName"] for each in cloud.client("lambda").list_functions()["Functions"]]
+    assert functions == [FUNCTION]  # the class's own stack is not of the class
+    assert [each for each in cloud.client("iot").list_things()["things"] if each["thingName"].endswith("-notebook")] == []
+    assert cloud.invoke(question())["species"] == "setosa"
+
+
+def test_a_class_does_not_take_over_a_stack_that_is_there(cloud):
+    cloud.must("bucket", STACK=f"{STACK}02")
+    code, _, err = cloud.make("class", N=3)
+    assert code != 0 and f"stack {STACK}02 is there already and not of this class" in err
+    assert "nothing of class" in cloud.must("class-destroy")
+    cloud.must("destroy", STACK=f"{STACK}02")
