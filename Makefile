@@ -10,6 +10,8 @@ NB             ?=
 # The device that notebook 4 asks with. A client id can be connected only once, so headless runs use another.
 DEVICE         ?= notebook
 PYTHON         ?= python3
+# Found before .venv comes into PATH: what makes .venv anew cannot be a part of it.
+override PYTHON := $(or $(shell command -v $(PYTHON)),$(PYTHON))
 ARCH           ?= host
 GATEWAY_PORT   ?= 4566
 IOT_MTLS_PORT  ?= 8883

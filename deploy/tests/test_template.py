@@ -44,7 +44,7 @@ def test_nothing_is_allowed_on_everything(template):
         assert not any("*" in action for action in as_list(statement["Action"]))
 
 
-def test_only_our_rule_in_our_account_may_call_the_function(template):
+def test_only_our_rule_and_our_schedule_may_call_the_function(template):
     permissions = [r for r in template["Resources"].values() if r["Type"] == "AWS::Lambda::Permission"]
     assert [each["Properties"] for each in permissions] == [{
         "FunctionName": {"Ref": "Live"},
@@ -54,6 +54,12 @@ def test_only_our_rule_in_our_account_may_call_the_function(template):
         "SourceArn": {
             "Fn::Sub": "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}:rule/${AWS::StackName}_rule"
         },
+    }, {
+        "FunctionName": {"Ref": "Live"},
+        "Action": "lambda:InvokeFunction",
+        "Principal": "events.amazonaws.com",
+        "SourceAccount": {"Ref": "AWS::AccountId"},
+        "SourceArn": {"Fn::GetAtt": ["KeepWarmRule", "Arn"]},
     }]  # fmt: skip
     assert template["Resources"]["Rule"]["Properties"]["RuleName"] == {"Fn::Sub": "${AWS::StackName}_rule"}
 
