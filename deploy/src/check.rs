@@ -91,13 +91,9 @@ pub async fn golden_rows(cloud: &Cloud, version: &str, model: &Model) -> Result<
     );
     for (row, (golden, prediction)) in golden.iter().zip(&answer.predictions).enumerate() {
         for (class, expected) in model.file().classes.iter().zip(golden.probabilities) {
-            let found = prediction
-                .probabilities
-                .get(class)
-                .copied()
-                .unwrap_or(f64::NAN);
-            // Not `>`: a NaN is close to nothing.
-            if !((found - expected).abs() <= GOLDEN_TOLERANCE) {
+            let found = prediction.probabilities.get(class).copied();
+            if found.is_none_or(|p| (p - expected).abs() > GOLDEN_TOLERANCE) {
+                let found = found.unwrap_or(f64::NAN);
                 bail!(
                     "version {version}, golden row {row}: P({class}) is {found}, expected {expected}"
                 );
