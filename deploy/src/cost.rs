@@ -112,7 +112,7 @@ pub fn print(path: &Path) -> Result<()> {
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let prices: Prices = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     println!(
-        "On AWS in {}, list prices of {} ({} says where from: look again before you rely on them).",
+        "On AWS in {}, list prices of {} (from memory, not looked up: compare with the pages in {} before you rely on them).",
         prices.region,
         prices.as_of,
         path.display()
