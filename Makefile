@@ -25,7 +25,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
 WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
 DEPLOY      := target/notebook/deploy
-ZIP         ?= target/lambda/$(TARGET)/iris_fn.zip
+ZIP         := target/lambda/$(TARGET)/iris_fn.zip
 # The build lands where the recipes look for it, whatever your own settings say.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
 # A terminal sees Cargo's progress; a log or a notebook cell only what matters.
@@ -70,7 +70,7 @@ demo: $(CLOUD) build ## The whole walkthrough: from the data to 150 live predict
 	@echo "Next: make lab opens the notebooks, make status says what is deployed, make stop ends the local cloud."
 
 lab: $(CLOUD) ## Open the notebooks in JupyterLab
-	@.venv/bin/jupyter lab notebooks/01_train.ipynb
+	@.venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_train.ipynb
 
 setup: ## Install everything, once (every target that needs it runs it)
 	@$(PYTHON) notebooks/kernel/setup.py

@@ -16,6 +16,10 @@ LOCAL_DIR holds all that it writes: `state/` outlives a restart and a kill -9,
 for the first to end, in whatever way, and then ends the functions it started.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main`: a Ctrl-C during the imports prints no traceback
+
 import argparse
 import asyncio
 import contextvars
@@ -27,7 +31,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import socket
 import socketserver
 import ssl
@@ -407,11 +410,12 @@ def end_idle_functions(lambda_svc, lambda_runtime):
     def acquire_worker(func_name, config, code_zip, qualifier="$LATEST", max_concurrency=None):
         idle = []
         with lock:
-            for key, pool in list(workers.items()):
+            for pool in workers.values():
                 old = [each for each in pool if not each.in_use and time.time() - each.last_used > limit]
                 idle += old
-                workers[key] = [each for each in pool if each not in old]
-        threading.Thread(target=kill_workers, args=(idle,)).start()  # the caller need not wait for that
+                pool[:] = [each for each in pool if each not in old]
+        if idle:  # the caller need not wait for their end
+            threading.Thread(target=kill_workers, args=(idle,)).start()
         return acquire(func_name, config, code_zip, qualifier=qualifier, max_concurrency=max_concurrency)
 
     replace(lambda_svc, "acquire_worker", acquire_worker)
@@ -616,6 +620,7 @@ def main():
         commands.add_parser(does.__name__, help=text, description=text).set_defaults(does=does)
     commands.choices["start"].add_argument("--quiet", action="store_true", help="say nothing when it runs already")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         settings = Settings(os.environ)
         settings.quiet = getattr(arguments, "quiet", False)

@@ -14,7 +14,7 @@ use crate::cloud::Cloud;
 use crate::function::{LIVE, call};
 
 /// Longer than the template's MODEL_TTL, after which a container looks for a newer model.
-pub const MODEL_WAIT: Duration = Duration::from_secs(30);
+const MODEL_WAIT: Duration = Duration::from_secs(30);
 const IRIS: &str = include_str!("../../data/iris.csv");
 /// Points along each measurement of the grid, from half the smallest to one and a half times the
 /// largest that training saw.

@@ -4,8 +4,7 @@
 //! fails does not touch the others.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -22,7 +21,8 @@ use zip::write::SimpleFileOptions;
 use zip::{DateTime, ZipWriter};
 
 use crate::cloud::{Cloud, StackName, Target};
-use crate::function::current_model;
+use crate::device::{private_folder, write_private};
+use crate::function::{PUBLISH_ONE, current_model};
 use crate::stack::{self, count};
 
 /// The device that each archive holds; notebook 4 asks with this one.
@@ -69,14 +69,17 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         code.display()
     );
     let model = current_model(cloud).await?.with_context(|| {
-        format!("stack {} has no model for its class: publish one with notebook 02 (make run NB=notebooks/02_publish.ipynb)", cloud.stack)
+        format!(
+            "stack {} has no model for its class: {PUBLISH_ONE}",
+            cloud.stack
+        )
     })?;
     // Another person's stack of that name is not ours to change, or to delete with the class later.
     for name in &stacks {
-        let member = cloud.with_stack(name.clone());
+        let member = cloud.member(name.clone());
         if let Some(there) = stack::describe(&member).await? {
             ensure!(
-                stack::class_of(&there) == Some(&cloud.stack.to_string()),
+                stack::class_of(&there) == member.class.as_deref(),
                 "stack {name} is there already and not of this class: choose another STACK"
             );
         }
@@ -89,11 +92,11 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
 
     let (all, code, model) = (stacks.len(), Arc::new(code.to_owned()), Arc::new(model));
     let work = stacks.into_iter().map(|name| {
-        let (member, dir) = (cloud.with_stack(name), class.dir.clone());
-        let (code, model, class) = (Arc::clone(&code), Arc::clone(&model), cloud.stack.clone());
+        let (member, dir) = (cloud.member(name), class.dir.clone());
+        let (code, model) = (Arc::clone(&code), Arc::clone(&model));
         async move {
             let stack = member.stack.to_string();
-            let made = make(&member, &class, &dir, &code, &model).await;
+            let made = make(&member, &dir, &code, &model).await;
             made.with_context(|| {
                 format!("stack {stack} (all of it in {}/{stack}.log)", dir.display())
             })?;
@@ -106,20 +109,11 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
 }
 
 /// One member's stack, from the bucket to the archive. What is there already stays.
-async fn make(
-    cloud: &Cloud,
-    class: &StackName,
-    dir: &Path,
-    code: &Path,
-    model: &Model,
-) -> Result<()> {
+async fn make(cloud: &Cloud, dir: &Path, code: &Path, model: &Model) -> Result<()> {
     let stack = cloud.stack.to_string();
     let log = dir.join(format!("{stack}.log"));
     File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let class = class.to_string();
-    let run = |arguments: Vec<String>| ourselves(cloud, &log, ["--class", &class], arguments);
-
-    run(vec!["bucket".into()]).await?;
+    ourselves(cloud, &log, &["bucket"]).await?;
     if current_model(cloud).await?.is_none() {
         for key in [model.key(), CURRENT_KEY.to_owned()] {
             let put = cloud.s3().put_object().bucket(cloud.bucket()).key(&key);
@@ -127,29 +121,19 @@ async fn make(
             put.with_context(|| format!("could not write s3://{}/{key}", cloud.bucket()))?;
         }
     }
-    run(vec!["up".into(), code.display().to_string()]).await?;
+    ourselves(cloud, &log, &["up", &code.to_string_lossy()]).await?;
     let devices = dir.join(&stack).join("devices");
-    run(vec![
-        "device".into(),
-        DEVICE.into(),
-        "--dir".into(),
-        devices.display().to_string(),
-    ])
-    .await?;
+    let folder = devices.to_string_lossy();
+    ourselves(cloud, &log, &["device", DEVICE, "--dir", &folder]).await?;
     archive(cloud, dir, &devices.join(DEVICE))
 }
 
-/// Run this program again for another stack, its output into `log`.
-async fn ourselves(
-    cloud: &Cloud,
-    log: &Path,
-    global: [&str; 2],
-    arguments: Vec<String>,
-) -> Result<()> {
+/// Run this program again for a member's stack, its output into `log`.
+async fn ourselves(cloud: &Cloud, log: &Path, arguments: &[&str]) -> Result<()> {
     let output = OpenOptions::new().append(true).open(log)?;
     let status = Command::new(std::env::current_exe().context("where is this program?")?)
-        .args(global)
-        .args(&arguments)
+        .args(cloud.class.iter().flat_map(|class| ["--class", class]))
+        .args(arguments)
         .env("STACK", cloud.stack.to_string())
         // The class was asked once, for all.
         .env("YES", "1")
@@ -174,26 +158,16 @@ async fn ourselves(
 /// What a member gets: the device's credentials, and which stack is theirs.
 fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
     let stack = cloud.stack.to_string();
-    let path = dir.join(format!("{stack}.zip"));
-    let partial = path.with_extension("partial");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&partial)
-        .with_context(|| format!("cannot write {}", partial.display()))?;
-    let mut zip = ZipWriter::new(file);
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default()
         .last_modified_time(DateTime::default())
         .unix_permissions(0o600);
     for name in ["cert.pem", "key.pem", "ca.pem", "endpoint.json"] {
         zip.start_file(format!("target/devices/{DEVICE}/{name}"), options)?;
-        let mut content = Vec::new();
-        File::open(device.join(name))
-            .and_then(|mut file| file.read_to_end(&mut content))
-            .with_context(|| format!("cannot read {}", device.join(name).display()))?;
-        zip.write_all(&content)?;
+        let file = device.join(name);
+        zip.write_all(
+            &fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?,
+        )?;
     }
     zip.start_file("STACK.txt", options)?;
     writeln!(
@@ -205,8 +179,8 @@ fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
             ""
         }
     )?;
-    zip.finish()?;
-    fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+    let bytes = zip.finish()?.into_inner();
+    write_private(&dir.join(format!("{stack}.zip")), bytes)
 }
 
 /// Delete every stack of the class, also those whose making was broken off.
@@ -227,16 +201,19 @@ pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
     }
     let all = members.len();
     let work = members.into_iter().map(|name| {
-        let (member, dir) = (cloud.with_stack(name), class.dir.clone());
+        let (member, dir) = (cloud.member(name), class.dir.clone());
         async move {
             let stack = member.stack.to_string();
             let log = dir.join(format!("{stack}.log"));
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-            let devices = dir.join(&stack).join("devices").display().to_string();
-            let arguments = vec!["destroy".into(), "--dir".into(), devices];
-            ourselves(&member, &log, ["--class", &stack], arguments)
-                .await
-                .with_context(|| format!("stack {stack} (all of it in {})", log.display()))?;
+            let devices = dir.join(&stack).join("devices");
+            ourselves(
+                &member,
+                &log,
+                &["destroy", "--dir", &devices.to_string_lossy()],
+            )
+            .await
+            .with_context(|| format!("stack {stack} (all of it in {})", log.display()))?;
             Ok(format!("{stack} is gone"))
         }
     });
@@ -292,12 +269,4 @@ where
         "{failed} of {all} failed: run the same command again, what is done stays done"
     );
     Ok(())
-}
-
-fn private_folder(dir: &Path) -> Result<()> {
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir);
-    made.with_context(|| format!("cannot make {}", dir.display()))
 }

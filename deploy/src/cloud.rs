@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_s3::types::{DeleteMarkerEntry, ObjectVersion};
 use clap::ValueEnum;
 use std::time::Duration;
 
@@ -158,9 +159,10 @@ impl Cloud {
         })
     }
 
-    /// The same cloud and account, another stack.
-    pub fn with_stack(&self, stack: StackName) -> Self {
+    /// The same cloud and account, for a stack of this stack's class.
+    pub fn member(&self, stack: StackName) -> Self {
         Self {
+            class: Some(self.stack.to_string()),
             stack,
             ..self.clone()
         }
@@ -184,6 +186,39 @@ impl Cloud {
     /// A client for S3.
     pub fn s3(&self) -> aws_sdk_s3::Client {
         aws_sdk_s3::Client::new(&self.config)
+    }
+
+    /// Every version of the bucket's objects under `prefix`, newest first for each, and every delete
+    /// marker; `None` when there is no bucket.
+    pub async fn object_versions(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<(Vec<ObjectVersion>, Vec<DeleteMarkerEntry>)>> {
+        let (s3, bucket) = (self.s3(), self.bucket());
+        let (mut versions, mut markers) = (Vec::new(), Vec::new());
+        let (mut next_key, mut next_version) = (None, None);
+        loop {
+            let page = s3
+                .list_object_versions()
+                .bucket(&bucket)
+                .prefix(prefix)
+                .set_key_marker(next_key)
+                .set_version_id_marker(next_version)
+                .send()
+                .await;
+            let page = match page {
+                Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 404) => {
+                    return Ok(None);
+                }
+                page => page.with_context(|| format!("could not list bucket {bucket}"))?,
+            };
+            versions.extend(page.versions.unwrap_or_default());
+            markers.extend(page.delete_markers.unwrap_or_default());
+            if page.is_truncated != Some(true) {
+                return Ok(Some((versions, markers)));
+            }
+            (next_key, next_version) = (page.next_key_marker, page.next_version_id_marker);
+        }
     }
 
     /// A client for Lambda.

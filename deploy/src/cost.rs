@@ -16,6 +16,7 @@ struct Prices {
     iot_million_messages: f64,
     iot_million_rules: f64,
     iot_million_actions: f64,
+    iot_million_connection_minutes: f64,
     s3_gb_month: f64,
     logs_gb_ingested: f64,
     logs_gb_month: f64,
@@ -38,6 +39,8 @@ const STORED_GB: f64 = 0.03;
 /// Names times dimensions in `iris_fn/src/metrics.rs`: three species, handler time, cold starts,
 /// refusals, refusals by one code.
 const METRICS: f64 = 7.0;
+
+const MINUTES_A_MONTH: f64 = 730.0 * 60.0;
 
 /// A line of the bill, in US dollars.
 struct Item {
@@ -123,7 +126,11 @@ pub fn print(path: &Path) -> Result<()> {
         "A million predictions over MQTT, one flower each",
         &million(&prices),
     );
-    println!("\nEvery connected device: $0.08 per million minutes, 0.35 cents a month.");
+    let minutes = prices.iot_million_connection_minutes;
+    println!(
+        "\nEvery connected device: ${minutes:.2} per million minutes, {:.2} cents a month.",
+        minutes / 1e6 * MINUTES_A_MONTH * 100.0
+    );
     println!("`make destroy TARGET=aws` ends all of it.");
     Ok(())
 }

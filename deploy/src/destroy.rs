@@ -109,38 +109,21 @@ pub async fn things(cloud: &Cloud) -> Result<Vec<String>> {
 
 /// Every object version and delete marker with its size; `None` when there is no bucket.
 async fn objects(cloud: &Cloud) -> Result<Option<Vec<(ObjectIdentifier, i64)>>> {
-    let (s3, bucket) = (cloud.s3(), cloud.bucket());
+    let Some((versions, markers)) = cloud.object_versions("").await? else {
+        return Ok(None);
+    };
+    let identify = |key: Option<&str>, version: Option<&str>| {
+        let id = ObjectIdentifier::builder().key(key.unwrap_or_default());
+        id.set_version_id(version.map(str::to_owned)).build()
+    };
     let mut objects = Vec::new();
-    let (mut next_key, mut next_version) = (None, None);
-    loop {
-        let page = s3
-            .list_object_versions()
-            .bucket(&bucket)
-            .set_key_marker(next_key)
-            .set_version_id_marker(next_version)
-            .send()
-            .await;
-        let page = match page {
-            Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 404) => {
-                return Ok(None);
-            }
-            page => page.with_context(|| format!("could not list bucket {bucket}"))?,
-        };
-        let identify = |key: Option<&str>, version: Option<&str>| {
-            let id = ObjectIdentifier::builder().key(key.unwrap_or_default());
-            id.set_version_id(version.map(str::to_owned)).build()
-        };
-        for v in page.versions() {
-            objects.push((identify(v.key(), v.version_id())?, v.size().unwrap_or(0)));
-        }
-        for m in page.delete_markers() {
-            objects.push((identify(m.key(), m.version_id())?, 0));
-        }
-        if page.is_truncated() != Some(true) {
-            return Ok(Some(objects));
-        }
-        (next_key, next_version) = (page.next_key_marker, page.next_version_id_marker);
+    for v in &versions {
+        objects.push((identify(v.key(), v.version_id())?, v.size().unwrap_or(0)));
     }
+    for m in &markers {
+        objects.push((identify(m.key(), m.version_id())?, 0));
+    }
+    Ok(Some(objects))
 }
 
 /// Delete object versions, a thousand a call as S3 allows.

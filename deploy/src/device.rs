@@ -12,6 +12,7 @@ use aws_sdk_iot::Client;
 use aws_sdk_iot::error::ProvideErrorMetadata;
 use aws_sdk_iot::types::{AttributePayload, CertificateStatus};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cloud::{Cloud, Target};
 
@@ -91,17 +92,15 @@ pub async fn create(
     })?;
 
     let known = holds_active_certificate(&iot, &client_id, &dir).await?;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .with_context(|| format!("cannot make {}", dir.display()))?;
+    private_folder(&dir)?;
     // First, so that `destroy` knows the folder whatever happens next.
     let endpoint = json!({"host": host, "port": port, "client_id": client_id, "stack": cloud.stack.to_string()});
-    write_private(&dir.join("endpoint.json"), &format!("{endpoint:#}\n"))?;
+    write_private(&dir.join("endpoint.json"), format!("{endpoint:#}\n"))?;
     write_private(&dir.join("ca.pem"), &ca)?;
     if !known {
         remove_certificates(&iot, &client_id).await?;
+        // From here on a Ctrl-C waits: a certificate that is not attached yet would never be found again.
+        let _ctrl_c = signal(SignalKind::interrupt())?;
         new_certificate(cloud, &iot, &client_id, &dir).await?;
     }
     println!(
@@ -276,8 +275,17 @@ fn local_ca(cloud: &Cloud) -> Result<String> {
         .with_context(|| format!("no certificate authority at {url}"))
 }
 
-/// Write a file that only its owner may read.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+/// Make a folder that only its owner may enter, unless it is there.
+pub fn private_folder(dir: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir);
+    made.with_context(|| format!("cannot make {}", dir.display()))
+}
+
+/// Write a file that only its owner may read; never half of it under its own name.
+pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let partial = path.with_extension("partial");
     let mut file = fs::OpenOptions::new()
         .write(true)
@@ -285,7 +293,7 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&partial)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(content.as_ref())?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 

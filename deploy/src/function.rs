@@ -20,6 +20,9 @@ use crate::stack;
 pub const LIVE: &str = "live";
 /// What a version is published from.
 pub const LATEST: &str = "$LATEST";
+/// What to do where there is no model.
+pub const PUBLISH_ONE: &str =
+    "publish one with notebook 2 (make run NB=notebooks/02_publish.ipynb)";
 /// What `make invoke` asks: the first flower of the data.
 pub const SAMPLE_REQUEST: &str = r#"{"request_id": "hello", "sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}"#;
 /// How long AWS may take to get a function or a version ready.
@@ -124,6 +127,11 @@ pub async fn configuration(
             })?))
         }
     }
+}
+
+/// The number of the version behind `live`; `None` when nothing is deployed.
+pub async fn live_version(cloud: &Cloud) -> Result<Option<String>> {
+    Ok(configuration(cloud, LIVE).await?.and_then(|c| c.version))
 }
 
 /// Whether two versions answer alike: the same code and settings. A description, say, does not count.
@@ -261,7 +269,7 @@ pub async fn versions(cloud: &Cloud) -> Result<Vec<FunctionConfiguration>> {
 }
 
 /// A published version's number.
-pub fn number(version: &FunctionConfiguration) -> u64 {
+fn number(version: &FunctionConfiguration) -> u64 {
     version.version().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 

@@ -14,8 +14,8 @@ use iris_fn::model::{CURRENT_KEY, sha256_hex};
 use crate::check;
 use crate::cloud::{Architecture, Cloud};
 use crate::function::{
-    self, Code, LATEST, LIVE, SAMPLE_REQUEST, code_sha256, configuration, current_model, move_live,
-    same_behaviour,
+    self, Code, LATEST, LIVE, PUBLISH_ONE, SAMPLE_REQUEST, code_sha256, configuration,
+    current_model, live_version, move_live, same_behaviour,
 };
 use crate::stack::{self, ChangeSet};
 
@@ -71,9 +71,7 @@ impl Plan {
         };
         match current_model(cloud).await {
             Ok(Some(model)) => print_model(cloud, &model, live.is_some()).await,
-            Ok(None) => println!(
-                "model     none: publish one with notebook 2 (make run NB=notebooks/02_publish.ipynb)"
-            ),
+            Ok(None) => println!("model     none: {PUBLISH_ONE}"),
             Err(e) => println!("model     {e:#}"),
         }
         let parameters = [
@@ -142,7 +140,7 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     stack::ensure_bucket(cloud).await?;
     let model = current_model(cloud).await?.with_context(|| {
         format!(
-            "no model in s3://{}/{CURRENT_KEY}: publish one with notebook 02 (make run NB=notebooks/02_publish.ipynb)",
+            "no model in s3://{}/{CURRENT_KEY}: {PUBLISH_ONE}",
             cloud.bucket()
         )
     })?;
@@ -166,7 +164,7 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     }
 
     let version = function::publish(cloud, &code).await?;
-    let live = configuration(cloud, LIVE).await?.and_then(|c| c.version);
+    let live = live_version(cloud).await?;
     let is_new = live.as_ref() != Some(&version);
     let mut checked = check::golden_rows(cloud, &version, &model).await;
     if checked.is_ok() && is_new {
@@ -207,7 +205,7 @@ pub async fn rollback(cloud: &Cloud, what: What, to: Option<&str>) -> Result<()>
 }
 
 async fn rollback_code(cloud: &Cloud, to: Option<&str>) -> Result<()> {
-    let live = configuration(cloud, LIVE).await?.and_then(|c| c.version);
+    let live = live_version(cloud).await?;
     let live = live.context("nothing is deployed: there is nothing to go back from")?;
     let versions = function::versions(cloud).await?;
     let known = versions.iter().filter_map(|v| v.version());
@@ -310,27 +308,9 @@ async fn models(cloud: &Cloud) -> Result<Vec<Published>> {
             }
         }
     }
+    let found = cloud.object_versions(CURRENT_KEY).await?;
+    let (versions, _) = found.unwrap_or_default();
     let mut history: Vec<Published> = Vec::new();
-    let mut versions = Vec::new();
-    let (mut next_key, mut next_version) = (None, None);
-    loop {
-        let page = s3
-            .list_object_versions()
-            .bucket(&bucket)
-            .prefix(CURRENT_KEY)
-            .set_key_marker(next_key)
-            .set_version_id_marker(next_version)
-            .send()
-            .await
-            .with_context(|| {
-                format!("could not list the versions of s3://{bucket}/{CURRENT_KEY}")
-            })?;
-        versions.extend(page.versions().iter().cloned());
-        if page.is_truncated() != Some(true) {
-            break;
-        }
-        (next_key, next_version) = (page.next_key_marker, page.next_version_id_marker);
-    }
     // The newest come first.
     for version in versions.iter().rev() {
         let (Some(etag), Some(first)) = (version.e_tag(), version.last_modified()) else {
@@ -354,7 +334,7 @@ async fn models(cloud: &Cloud) -> Result<Vec<Published>> {
 
 /// Print the versions of the code and the models, oldest first.
 pub async fn versions(cloud: &Cloud) -> Result<()> {
-    let live = configuration(cloud, LIVE).await?.and_then(|c| c.version);
+    let live = live_version(cloud).await?;
     println!("code");
     if live.is_none() {
         println!("  none: run `make deploy`");
@@ -380,7 +360,7 @@ pub async fn versions(cloud: &Cloud) -> Result<()> {
         Vec::new()
     };
     if models.is_empty() {
-        println!("  none: run notebook 2 (make run NB=notebooks/02_publish.ipynb)");
+        println!("  none: {PUBLISH_ONE}");
     }
     for model in models {
         let mark = if model.current { "current" } else { "" };

@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 const POLL: Duration = Duration::from_secs(1);
 
 /// The tag by which `class-destroy` finds a class's stacks.
-pub const CLASS_TAG: &str = "class";
+const CLASS_TAG: &str = "class";
 
 /// A client for CloudFormation.
 fn client(cloud: &Cloud) -> Client {

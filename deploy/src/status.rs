@@ -8,7 +8,7 @@ use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use serde_json::Value;
 
 use crate::cloud::{Cloud, Target};
-use crate::function::{LIVE, current_model};
+use crate::function::{LIVE, PUBLISH_ONE, configuration, current_model};
 use crate::{destroy, stack};
 
 /// Print what stands in the cloud, and the next step where something is missing.
@@ -59,24 +59,15 @@ pub async fn status(cloud: &Cloud) -> Result<()> {
                 ),
             );
         }
-        Ok(None) => line(
-            "model",
-            "none: run notebook 02 (make run NB=notebooks/02_publish.ipynb)",
-        ),
+        Ok(None) => line("model", &format!("none: {PUBLISH_ONE}")),
         Err(e) => line("model", &format!("{e:#}")),
     }
     if stack::output(&stack, "FunctionName").is_none() {
         line("function", "none: run `make deploy`");
         return Ok(());
     }
-    let live = cloud
-        .lambda()
-        .get_function_configuration()
-        .function_name(cloud.function())
-        .qualifier(LIVE)
-        .send()
-        .await
-        .with_context(|| format!("could not look at {}:{LIVE}", cloud.function()))?;
+    let live = configuration(cloud, LIVE).await?;
+    let live = live.with_context(|| format!("{}:{LIVE} is gone", cloud.function()))?;
     line(
         "function",
         &format!(

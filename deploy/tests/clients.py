@@ -17,7 +17,7 @@ from botocore.config import Config
 from test_local import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-DEVICES = ROOT / "target/devices"
+DEPLOY, DEVICES = ROOT / "target/notebook/deploy", ROOT / "target/devices"
 STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
 MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/local/iris_fn.zip"
@@ -72,11 +72,27 @@ class Cloud:
         assert code == 0, f"make {target}: {out}\n{err}"
         return out
 
-    def client(self, service):
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.gateway}"
+
+    def client(self, service, key="test", secret="test", token=None):
+        """An AWS client; without keys it is root's, who may do everything here."""
         return boto3.client(
-            service, endpoint_url=f"http://127.0.0.1:{self.gateway}", region_name=REGION, aws_access_key_id="test",
-            aws_secret_access_key="test", config=Config(retries={"max_attempts": 0}),
+            service, endpoint_url=self.url, region_name=REGION, aws_access_key_id=key, aws_secret_access_key=secret,
+            aws_session_token=token, config=Config(retries={"max_attempts": 0}),
         )  # fmt: skip
+
+    def deployer(self, *arguments, key="test", secret="test", stack=STACK):
+        """The deployer itself, as `make` would call it, in its own process; its errors are in its output."""
+        environment = {
+            "STACK": stack, "TARGET": "local", "AWS_ENDPOINT_URL": self.url, "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "IOT_MTLS_PORT": str(self.mqtt),
+            "PATH": os.environ["PATH"], "HOME": "/nonexistent",
+        }  # fmt: skip
+        return subprocess.Popen(
+            [DEPLOY, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def publish(self, model):
         """As notebook 02 does with the Rust SDK: a name that never changes, then the copy that is in use."""

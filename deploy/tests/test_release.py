@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,10 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import BUCKET, FUNCTION, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, iris, question, sha256
+from clients import BUCKET, FUNCTION, SETOSA, STACK, ZIP, Cloud, iris, question, sha256
 from test_local import wait_for
 
-DEPLOY = ROOT / "target/notebook/deploy"
 LIAR = '''#!{python} -I
 import json, math, os, urllib.request
 MODEL, SHA256 = {model!r}, {sha256!r}
@@ -84,15 +82,6 @@ def cloud(tmp_path_factory, model, builds):
     assert code == 0, said
 
 
-def command(cloud, *arguments):
-    """The deployer itself, as `make` would call it; a process that can be killed."""
-    environment = {
-        "STACK": STACK, "TARGET": "local", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{cloud.gateway}", "AWS_REGION": REGION,
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "PATH": os.environ["PATH"], "HOME": "/nonexistent",
-    }  # fmt: skip
-    return subprocess.Popen([DEPLOY, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def code_behind(cloud, qualifier="live"):
     """The SHA-256 of the code that answers, in base64."""
     return cloud.client("lambda").get_function(FunctionName=FUNCTION, Qualifier=qualifier)["Configuration"]["CodeSha256"]
@@ -106,33 +95,30 @@ class Load:
     """Callers that ask `live` all the time, one flower after the other, and keep what was lost or wrong."""
 
     def __init__(self, cloud, callers=3):
-        self.asked, self.bad, self.over = itertools.count(), [], threading.Event()
-        self.expected = [species for _, species in iris()]
-        self.truth = {}  # index: the answer before anything moved
-        self.cloud = cloud
+        self.cloud, self.bad, self.over = cloud, [], threading.Event()
+        self.asked, self.total = itertools.count(1), 0
+        flowers = [question(**dict(zip(SETOSA, x))) for x, _ in iris()[::10]]
+        self.truth = {flower: self.ask(cloud.client("lambda"), flower) for flower in flowers}  # before anything moves
         self.pool = ThreadPoolExecutor(callers)
-        for index in range(0, 150, 10):
-            self.truth[index] = self.ask(cloud.client("lambda"), index)
-        self.threads = [self.pool.submit(self.run) for _ in range(callers)]
-        self.total = 0
+        for _ in range(callers):
+            self.pool.submit(self.run)
 
-    def ask(self, client, index):
-        flower = dict(zip(SETOSA, iris()[index][0]))
-        reply = client.invoke(FunctionName=FUNCTION, Qualifier="live", Payload=question(**flower))
+    def ask(self, client, flower):
+        reply = client.invoke(FunctionName=FUNCTION, Qualifier="live", Payload=flower)
         answer = json.loads(reply["Payload"].read())
         return answer.get("species"), answer.get("probabilities")
 
     def run(self):
-        client, indices = self.cloud.client("lambda"), itertools.cycle(self.truth)
+        client, flowers = self.cloud.client("lambda"), itertools.cycle(self.truth)
         while not self.over.is_set():
-            index = next(indices)
+            flower = next(flowers)
             try:
-                answer = self.ask(client, index)
-                if answer != self.truth[index]:
-                    self.bad.append((index, answer))
+                answer = self.ask(client, flower)
+                if answer != self.truth[flower]:
+                    self.bad.append((flower, answer))
             except Exception as error:  # whatever it is, the caller has no answer
-                self.bad.append((index, repr(error)))
-            self.total = next(self.asked) + 1
+                self.bad.append((flower, repr(error)))
+            self.total = next(self.asked)
 
     def __enter__(self):
         return self
@@ -269,19 +255,19 @@ def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, mo
     for attempt in range(20):
         if attempt % 4 == 0:  # from nothing
             cloud.must("destroy")
-            killed = command(cloud, "bucket")
+            killed = cloud.deployer("bucket")
             time.sleep(dice.uniform(0, 0.2))
             killed.kill()
             killed.communicate()
             cloud.must("bucket")
             cloud.publish(model)
         build = builds[attempt % 2]
-        killed = command(cloud, "up", str(build))
+        killed = cloud.deployer("up", str(build))
         time.sleep(dice.uniform(0, 1.3))
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
         broken_off += killed.returncode == -signal.SIGKILL
-        again = command(cloud, "up", str(build))
+        again = cloud.deployer("up", str(build))
         out, _ = again.communicate(timeout=120)
         assert again.returncode == 0, out
         assert code_behind(cloud) == hash_of(build)
@@ -304,7 +290,7 @@ def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, mo
 def test_the_cloud_goes_away_in_the_middle(cloud, builds):
     for attempt, seconds in enumerate((0.1, 0.4, 0.8)):
         build = builds[(attempt + 1) % 2]
-        interrupted = command(cloud, "up", str(build))
+        interrupted = cloud.deployer("up", str(build))
         time.sleep(seconds)
         os.kill(json.loads((cloud.dir / "pid").read_text())["pid"], signal.SIGKILL)
         out, _ = interrupted.communicate(timeout=120)
@@ -316,7 +302,7 @@ def test_the_cloud_goes_away_in_the_middle(cloud, builds):
 
 def test_two_deploys_at_once_one_wins_and_the_other_says_so(cloud, builds):
     for _ in range(5):
-        both = [command(cloud, "up", str(build)) for build in builds]
+        both = [cloud.deployer("up", str(build)) for build in builds]
         said = [each.communicate(timeout=120)[0] for each in both]
         codes = [each.returncode for each in both]
         assert 0 in codes, said

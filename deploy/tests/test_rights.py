@@ -7,18 +7,13 @@ local cloud, which enforces IAM and IoT policies. What it does not check is chec
 
 import io
 import json
-import os
-import subprocess
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from clients import ACCOUNT, BUCKET, FUNCTION, REGION, ROOT, SETOSA, STACK, Cloud, Device, iris, question
 
-DEPLOY = ROOT / "target/notebook/deploy"
 REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
 MEMBERS = 30
 
@@ -42,22 +37,22 @@ class Person:
     """AWS clients with somebody's own keys."""
 
     def __init__(self, cloud, key, secret, token=None):
-        self.cloud = cloud
-        self.keys = {"aws_access_key_id": key, "aws_secret_access_key": secret, "aws_session_token": token}
+        self.cloud, self.keys = cloud, (key, secret, token)
 
     def client(self, service):
-        url, once = f"http://127.0.0.1:{self.cloud.gateway}", Config(retries={"max_attempts": 0})
-        return boto3.client(service, endpoint_url=url, region_name=REGION, config=once, **self.keys)
+        return self.cloud.client(service, *self.keys)
 
     def deploy(self, *arguments, stack=STACK):
         """(exit code, what it said) of the deployer with these keys."""
-        environment = {
-            "STACK": stack, "TARGET": "local", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.cloud.gateway}",
-            "AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": self.keys["aws_access_key_id"], "PATH": os.environ["PATH"],
-            "AWS_SECRET_ACCESS_KEY": self.keys["aws_secret_access_key"], "IOT_MTLS_PORT": str(self.cloud.mqtt),
-        }  # fmt: skip
-        done = subprocess.run([DEPLOY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stdout + done.stderr
+        key, secret, _ = self.keys
+        done = self.cloud.deployer(*arguments, key=key, secret=secret, stack=stack)
+        said, _ = done.communicate(timeout=120)
+        return done.returncode, said
+
+    def must_not(self, service, call, arguments):
+        with pytest.raises(ClientError) as refusal:
+            getattr(self.client(service), call)(**arguments)
+        assert refusal.value.response["Error"]["Code"] in REFUSED
 
 
 # --- the function -----------------------------------------------------------
@@ -69,10 +64,6 @@ def function(cloud):
     role = f"arn:aws:iam::{ACCOUNT}:role/{FUNCTION}-{REGION}"
     made = cloud.client("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
     return Person(cloud, made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
-
-
-def queue_url(cloud):
-    return cloud.client("sqs").get_queue_url(QueueName=f"{STACK}-dead-letters")["QueueUrl"]
 
 
 def test_the_function_may_do_what_it_is_for(cloud, function):
@@ -99,15 +90,13 @@ FORBIDDEN_TO_THE_FUNCTION = {
 
 @pytest.mark.parametrize("what", FORBIDDEN_TO_THE_FUNCTION)
 def test_the_function_may_not(function, what):
-    service, call, arguments = FORBIDDEN_TO_THE_FUNCTION[what]
-    with pytest.raises(ClientError) as refusal:
-        getattr(function.client(service), call)(**arguments)
-    assert refusal.value.response["Error"]["Code"] in REFUSED
+    function.must_not(*FORBIDDEN_TO_THE_FUNCTION[what])
 
 
 def test_the_function_may_not_read_the_dead_letters(cloud, function):
+    url = cloud.client("sqs").get_queue_url(QueueName=f"{STACK}-dead-letters")["QueueUrl"]
     with pytest.raises(ClientError, match="AccessDenied"):
-        function.client("sqs").receive_message(QueueUrl=queue_url(cloud))
+        function.client("sqs").receive_message(QueueUrl=url)
 
 
 # --- a person who deploys ---------------------------------------------------
@@ -178,10 +167,7 @@ FORBIDDEN_TO_A_PERSON = {
 
 @pytest.mark.parametrize("what", FORBIDDEN_TO_A_PERSON)
 def test_a_person_may_not(anna, what):
-    service, call, arguments = FORBIDDEN_TO_A_PERSON[what]
-    with pytest.raises(ClientError) as refusal:
-        getattr(anna.client(service), call)(**arguments)
-    assert refusal.value.response["Error"]["Code"] in REFUSED
+    anna.must_not(*FORBIDDEN_TO_A_PERSON[what])
 
 
 # --- a class ----------------------------------------------------------------

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from botocore.exceptions import ClientError
 from clients import (
-    ACCOUNT, BUCKET, CLASSES, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, Device,
+    ACCOUNT, BUCKET, CLASSES, DEPLOY, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, Device,
     iris, question, run, sha256,
 )  # fmt: skip
 from test_local import alive, free_ports, wait_for
@@ -170,7 +170,7 @@ def test_a_cloud_that_is_down_is_named_with_the_way_out():
     """`make status` would start it: this is what it calls, with the settings that it passes on."""
     url, began = f"http://127.0.0.1:{free_ports(1)[0]}", time.monotonic()
     code, out, err = run(
-        ROOT / "target/notebook/deploy", "status", STACK=STACK, TARGET="local", AWS_ENDPOINT_URL=url, AWS_REGION=REGION,
+        DEPLOY, "status", STACK=STACK, TARGET="local", AWS_ENDPOINT_URL=url, AWS_REGION=REGION,
         AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test",
     )  # fmt: skip
     assert code != 0 and out == ""

@@ -14,6 +14,10 @@ file, no kernel); 130 Ctrl-C; 143 SIGTERM; 129 SIGHUP. The kernel and all it sta
 
 from __future__ import annotations
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main`: a Ctrl-C during the imports prints no traceback
+
 import argparse
 import asyncio
 import copy
@@ -21,7 +25,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 import warnings
@@ -38,8 +41,6 @@ try:
 except ImportError as error:
     print(f"run.py: {sys.executable} lacks {error.name}: run `make setup`, then use .venv", file=sys.stderr)
     sys.exit(2)
-except KeyboardInterrupt:  # the imports take long enough for somebody to change their mind
-    sys.exit(130)
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW_CELL = 2.0  # seconds; what takes longer gets a line of its own
@@ -402,6 +403,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # rustc's box drawing must not end a run in an old locale
     warnings.simplefilter("ignore")  # nbformat's and pyzmq's advice is not for the reader,

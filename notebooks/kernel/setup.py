@@ -7,13 +7,16 @@ is installed.
 
 from __future__ import annotations
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main`: a Ctrl-C during the imports prints no traceback
+
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -123,9 +126,14 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
                     line = f"  {reported - started:4.0f} s  {last_line(begin)}"
                     print(f"\r\x1b[K{line}" if tty else line, end="" if tty else "\n", flush=True)
         finally:
-            if process.poll() is None:  # Ctrl-C: the command and all it started
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
+            # Ctrl-C: the command and all it started. First as Ctrl-C does, so that pip tidies up after itself.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+                    try:
+                        process.wait(5)
+                    except subprocess.TimeoutExpired:
+                        continue
             if tty:
                 print("\r\x1b[K", end="", flush=True)
     if process.returncode:
@@ -231,6 +239,7 @@ def configure_jupyter() -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         check_tools()
         TARGET.mkdir(exist_ok=True)
