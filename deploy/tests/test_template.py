@@ -3,12 +3,15 @@
 cfn-lint's decoder reads the file, so `!Sub x` is {"Fn::Sub": "x"} here. Its rules are checked by `make test`.
 """
 
+import json
 from pathlib import Path
 
 import cfnlint.decode
+import parliament
 import pytest
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "template.yaml"
+DEPLOYER = TEMPLATE.with_name("deployer-policy.json")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,39 @@ def statements(node):
     if isinstance(node, list):
         for each in node:
             yield from statements(each)
+
+
+def resolved(node):
+    """The template with some stack's names in it, as CloudFormation would fill them in."""
+    if isinstance(node, list):
+        return [resolved(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if node == {"Fn::GetAtt": ["DeadLetters", "Arn"]}:
+        return "arn:aws:sqs:eu-west-1:123456789012:iris-dead-letters"
+    if "Ref" in node or "Fn::Sub" in node:
+        text = node.get("Fn::Sub", f"${{{node.get('Ref')}}}")
+        names = {"Partition": "aws", "Region": "eu-west-1", "AccountId": "123456789012", "StackName": "iris"}
+        for name, value in names.items():
+            text = text.replace(f"${{AWS::{name}}}", value)
+        text = text.replace("${Bucket}", "iris-123456789012-eu-west-1").replace("${!", "${")
+        assert "${AWS" not in text
+        return text
+    return {key: resolved(value) for key, value in node.items()}
+
+
+def iam_policies(template):
+    """Every IAM policy of the project, by name, as AWS would get it."""
+    for name, resource in template["Resources"].items():
+        if resource["Type"] == "AWS::IAM::Role":
+            [policy] = resource["Properties"]["Policies"]
+            yield name, resolved(policy["PolicyDocument"])
+        if resource["Type"] == "AWS::S3::BucketPolicy":
+            yield name, resolved(resource["Properties"]["PolicyDocument"])
+    text = DEPLOYER.read_text()
+    for name, value in {"<STACK>": "iris", "<ACCOUNT>": "123456789012", "<REGION>": "eu-west-1"}.items():
+        text = text.replace(name, value)
+    yield DEPLOYER.name, json.loads(text)
 
 
 def as_list(value):
@@ -99,3 +135,18 @@ def test_a_device_is_bound_to_its_own_name(template):
         arn = statement["Resource"]["Fn::Sub"]
         assert arn.endswith(f":{place}/${{!iot:Connection.Thing.ThingName}}")
     assert policy[0]["Condition"] == {"Bool": {"iot:Connection.Thing.IsAttached": "true"}}
+
+
+def test_parliament_finds_nothing_in_any_iam_policy(template):
+    """It knows AWS's actions and which resources each takes, so it sees a right that could never be used."""
+    policies = dict(iam_policies(template))
+    assert {"FunctionRole", "RuleRole", "BucketPolicy", DEPLOYER.name} == policies.keys()
+    for name, policy in policies.items():
+        assert [str(each) for each in parliament.analyze_policy_string(json.dumps(policy)).findings] == [], name
+
+
+def test_parliament_would_find_something(template):
+    policy = dict(iam_policies(template))["FunctionRole"]
+    policy["Statement"][0]["Action"] = "s3:GetObjekt"
+    [finding] = parliament.analyze_policy_string(json.dumps(policy)).findings
+    assert finding.issue == "UNKNOWN_ACTION"

@@ -19,6 +19,9 @@ say "test tools"
 
 say "template"
 .venv/bin/cfn-lint deploy/template.yaml
+test -x target/tools/checkov/bin/pip || .venv/bin/python -m venv target/tools/checkov
+target/tools/checkov/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/tests/requirements-checkov.txt
+target/tools/checkov/bin/checkov --config-file deploy/tests/checkov.yaml
 
 say "the function is built and zipped"
 make build
