@@ -6,6 +6,10 @@ MAKEFLAGS += --no-print-directory
 STACK          ?= iris
 TARGET         ?= local
 NAME           ?= lily
+# What `make predict` asks about: one flower, or a file of them (- for standard input).
+FLOWER         ?=
+CSV            ?=
+RATE           ?=
 NB             ?=
 # The device that notebook 4 asks with. A client id can be connected only once, so headless runs use another.
 DEVICE         ?= notebook
@@ -25,6 +29,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
 WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
 DEPLOY      := target/notebook/deploy
+CLIENT      := target/notebook/client
 ZIP         := target/lambda/$(TARGET)/iris_fn.zip
 # The build lands where the recipes look for it, whatever your own settings say.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
@@ -120,6 +125,12 @@ rollback: $(CLOUD) ## Back to the version before: make rollback, or WHAT=model, 
 device: $(CLOUD) ## Make a device with a certificate of its own: make device NAME=lily
 	@$(DEPLOY) device "$$NAME"
 
+dlq: $(CLOUD) ## List the questions that failed three times
+	@$(DEPLOY) dlq
+
+redrive: $(CLOUD) ## Ask them again; the answers go to the devices
+	@$(DEPLOY) redrive
+
 status: $(CLOUD) ## Say what is deployed
 	@$(DEPLOY) status
 
@@ -141,6 +152,15 @@ cost: setup ## Say what the stack costs on AWS, idle and in use
 
 destroy: $(CLOUD) ## Delete everything that carries the stack's name
 	@$(DEPLOY) destroy
+
+##@ Asking
+predict: $(CLOUD) ## Ask about a flower, FLOWER='5.1 3.5 1.4 0.2', or a file, CSV=data/iris.csv RATE=20
+	@$(DEPLOY) device terminal >&2
+	@set -f; $(CLIENT) predict $${RATE:+--rate "$$RATE"} $${CSV:+--csv "$$CSV"} -- $$FLOWER
+
+load: $(CLOUD) ## Ask at a steady rate from many devices: make load RATE=50 SECONDS=10 DEVICES=5
+	@$(DEPLOY) device load --count "$${DEVICES:-5}" >&2
+	@$(CLIENT) load $${RATE:+--rate "$$RATE"} $${SECONDS:+--seconds "$$SECONDS"} --devices "$${DEVICES:-5}"
 
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30

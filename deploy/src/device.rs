@@ -31,6 +31,24 @@ pub const STACK_ATTRIBUTE: &str = "stack";
 #[derive(Debug, Clone)]
 pub struct DeviceName(String);
 
+impl DeviceName {
+    /// `<name>-1` to `<name>-<count>`.
+    pub fn numbered(&self, count: u16) -> Result<Vec<Self>> {
+        (1..=count)
+            .map(|n| {
+                format!("{}-{n}", self.0)
+                    .parse()
+                    .map_err(anyhow::Error::msg)
+            })
+            .collect()
+    }
+
+    /// The thing's name is the MQTT client id, of which an account has only one: so it is prefixed.
+    fn client_id(&self, cloud: &Cloud) -> String {
+        format!("{}-{}", cloud.stack, self.0)
+    }
+}
+
 impl FromStr for DeviceName {
     type Err = String;
 
@@ -46,69 +64,108 @@ impl FromStr for DeviceName {
     }
 }
 
+/// Where a cloud's devices connect to, and whom they believe.
+struct Broker {
+    host: String,
+    port: u16,
+    ca: String,
+}
+
+impl Broker {
+    /// `port` is the local cloud's.
+    async fn of(cloud: &Cloud, port: u16) -> Result<Self> {
+        if cloud.target == Target::Local {
+            let ca = local_ca(cloud)?;
+            return Ok(Self {
+                host: LOCAL_HOST.to_owned(),
+                port,
+                ca,
+            });
+        }
+        let endpoint = cloud
+            .iot()
+            .describe_endpoint()
+            .endpoint_type("iot:Data-ATS")
+            .send()
+            .await
+            .context("could not ask for the account's IoT endpoint")?;
+        Ok(Self {
+            host: endpoint
+                .endpoint_address
+                .context("the account has no IoT endpoint")?,
+            port: AWS_PORT,
+            ca: AMAZON_ROOT_CA.to_owned(),
+        })
+    }
+}
+
 /// Make the device, or find that it is there, and write `<dir>/<name>/{cert,key,ca}.pem` and
 /// `endpoint.json`.
-pub async fn create(
-    cloud: &Cloud,
-    DeviceName(name): &DeviceName,
-    dir: &Path,
-    port: u16,
-) -> Result<()> {
+pub async fn create(cloud: &Cloud, name: &DeviceName, dir: &Path, port: u16) -> Result<()> {
+    let client_id = name.client_id(cloud);
+    cloud.confirm(&format!("Make device {client_id} with a certificate"))?;
+    let broker = Broker::of(cloud, port).await?;
+    let dir = dir.join(&name.0);
+    let done = if ensure(cloud, &client_id, &dir, &broker).await? {
+        "created"
+    } else {
+        "is there"
+    };
+    println!("device {client_id} {done}: {}", dir.display());
+    Ok(())
+}
+
+/// The same for many, with a line about how far it is every two seconds.
+pub async fn create_all(cloud: &Cloud, names: &[DeviceName], dir: &Path, port: u16) -> Result<()> {
+    cloud.confirm(&format!("Make {} devices with certificates", names.len()))?;
+    let broker = Broker::of(cloud, port).await?;
+    let (mut created, mut said) = (0, Instant::now());
+    for (n, name) in names.iter().enumerate() {
+        let made = ensure(cloud, &name.client_id(cloud), &dir.join(&name.0), &broker).await?;
+        created += usize::from(made);
+        if said.elapsed() > Duration::from_secs(2) {
+            said = Instant::now();
+            println!("{} of {} devices", n + 1, names.len());
+        }
+    }
+    println!(
+        "{} devices, {created} of them new: {}",
+        names.len(),
+        dir.display()
+    );
+    Ok(())
+}
+
+/// Make a device unless it is there; whether it was made.
+async fn ensure(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Result<bool> {
     let iot = cloud.iot();
-    // The thing's name is the MQTT client id, of which an account has only one: so it is prefixed.
-    let client_id = format!("{}-{name}", cloud.stack);
-    let dir = dir.join(name);
-    if dir.join("endpoint.json").exists() && !belongs(cloud, &dir, None) {
+    if dir.join("endpoint.json").exists() && !belongs(cloud, dir, None) {
         bail!(
             "{} belongs to another stack or cloud: choose another NAME, or delete the folder",
             dir.display()
         );
     }
-    cloud.confirm(&format!("Make device {client_id} with a certificate"))?;
-
-    let (host, port, ca) = match cloud.target {
-        Target::Local => (LOCAL_HOST.to_owned(), port, local_ca(cloud)?),
-        Target::Aws => {
-            let endpoint = iot
-                .describe_endpoint()
-                .endpoint_type("iot:Data-ATS")
-                .send()
-                .await
-                .context("could not ask for the account's IoT endpoint")?;
-            (
-                endpoint
-                    .endpoint_address
-                    .context("the account has no IoT endpoint")?,
-                AWS_PORT,
-                AMAZON_ROOT_CA.to_owned(),
-            )
-        }
-    };
     let attributes = AttributePayload::builder()
         .attributes(STACK_ATTRIBUTE, cloud.stack.to_string())
         .build();
-    iot.create_thing().thing_name(&client_id).attribute_payload(attributes).send().await.with_context(|| {
+    iot.create_thing().thing_name(client_id).attribute_payload(attributes).send().await.with_context(|| {
         format!("could not create thing {client_id} (one with other attributes exists? `make destroy` removes it)")
     })?;
 
-    let known = holds_active_certificate(&iot, &client_id, &dir).await?;
-    private_folder(&dir)?;
+    let known = holds_active_certificate(&iot, client_id, dir).await?;
+    private_folder(dir)?;
     // First, so that `destroy` knows the folder whatever happens next.
+    let Broker { host, port, ca } = broker;
     let endpoint = json!({"host": host, "port": port, "client_id": client_id, "stack": cloud.stack.to_string()});
     write_private(&dir.join("endpoint.json"), format!("{endpoint:#}\n"))?;
-    write_private(&dir.join("ca.pem"), &ca)?;
+    write_private(&dir.join("ca.pem"), ca)?;
     if !known {
-        remove_certificates(&iot, &client_id).await?;
+        remove_certificates(&iot, client_id).await?;
         // From here on a Ctrl-C waits: a certificate that is not attached yet would never be found again.
         let _ctrl_c = signal(SignalKind::interrupt())?;
-        new_certificate(cloud, &iot, &client_id, &dir).await?;
+        new_certificate(cloud, &iot, client_id, dir).await?;
     }
-    println!(
-        "device {client_id} {}: {}",
-        if known { "is there" } else { "created" },
-        dir.display()
-    );
-    Ok(())
+    Ok(!known)
 }
 
 /// Whether the certificate in `dir` is the thing's own and active.

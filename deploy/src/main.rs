@@ -3,12 +3,14 @@
 //! The infrastructure is `deploy/template.yaml`, applied through CloudFormation change sets
 //! ([`stack`]). What a template cannot do is here: zip the code ([`package`]), test a version before
 //! `live` moves to it and go back ([`release`], [`check`]), make a device's certificate ([`device`]),
-//! do all of that for a whole class ([`class`]), and take everything away again ([`destroy`]).
+//! ask again what had failed ([`dead_letters`]), do all of that for a whole class ([`class`]), and take
+//! everything away again ([`destroy`]).
 
 mod check;
 mod class;
 mod cloud;
 mod cost;
+mod dead_letters;
 mod destroy;
 mod device;
 mod function;
@@ -86,6 +88,9 @@ enum Command {
     Device {
         /// Letters, digits, `-` and `_`
         name: device::DeviceName,
+        /// As many devices: `<name>-1`, `<name>-2` …
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        count: Option<u16>,
         /// Folder that receives `<name>/{cert.pem,key.pem,ca.pem,endpoint.json}`
         #[arg(long, default_value = "target/devices")]
         dir: PathBuf,
@@ -113,6 +118,10 @@ enum Command {
         #[arg(long)]
         request_id: Option<String>,
     },
+    /// List the questions that failed three times
+    Dlq,
+    /// Ask them again
+    Redrive,
     /// Print the permissions that a person needs to deploy this stack, as an IAM policy
     Policy,
     /// Say what the stack costs, idle and in use
@@ -182,7 +191,18 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
         }
         Command::Rollback { what, to } => release::rollback(&cloud, what, to.as_deref()).await?,
         Command::Versions => release::versions(&cloud).await?,
-        Command::Device { name, dir, port } => device::create(&cloud, &name, &dir, port).await?,
+        Command::Device {
+            name,
+            count: None,
+            dir,
+            port,
+        } => device::create(&cloud, &name, &dir, port).await?,
+        Command::Device {
+            name,
+            count: Some(count),
+            dir,
+            port,
+        } => device::create_all(&cloud, &name.numbered(count)?, &dir, port).await?,
         Command::Status => status::status(&cloud).await?,
         Command::Invoke { request } => function::invoke(&cloud, &request).await?,
         Command::Logs {
@@ -190,6 +210,8 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
             follow,
             request_id,
         } => status::logs(&cloud, minutes, follow, request_id.as_deref()).await?,
+        Command::Dlq => dead_letters::list(&cloud).await?,
+        Command::Redrive => dead_letters::redrive(&cloud).await?,
         Command::Policy => policy::print(&cloud)?,
         Command::Class { class, zip } => class::create(&cloud, &class, &zip).await?,
         Command::ClassDestroy { class } => class::destroy(&cloud, &class).await?,

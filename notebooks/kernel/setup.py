@@ -32,7 +32,7 @@ KERNEL = VENV / "share" / "jupyter" / "kernels" / "rust"
 DEPS = TARGET / "notebook" / "deps"
 LIBRARY = DEPS / ("libworkshop.dylib" if sys.platform == "darwin" else "libworkshop.so")
 
-RUST = (1, 94)
+RUST = (1, 94, 1)
 EVCXR_VERSION = "0.22.0"
 # Outside the clone, with its version in the name: the next clone finds it and saves six minutes, and an
 # evcxr that you installed for yourself stays as it is.
@@ -40,8 +40,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iris
 EVCXR = CACHE / f"evcxr_jupyter-{EVCXR_VERSION}" / "bin" / "evcxr_jupyter"
 
 MISSING_TOOLS = {
-    "cargo": "Rust is missing. Install it from https://rustup.rs (rustc 1.94 or newer), then open a new terminal.",
-    "rust": f"Rust {RUST[0]}.{RUST[1]} or newer is needed: rustup update stable && rustup default stable",
+    "cargo": "Rust is missing. Install it from https://rustup.rs (rustc 1.94.1 or newer), then open a new terminal.",
+    "rust": f"Rust {'.'.join(map(str, RUST))} or newer is needed: rustup update stable && rustup default stable",
     "cc": "A C compiler is missing. Debian/Ubuntu: apt install build-essential · Fedora: dnf install gcc · "
     "macOS: xcode-select --install",
     "venv": "Python's venv module is missing. Debian/Ubuntu: apt install python3-venv",
@@ -66,8 +66,8 @@ def check_tools() -> None:
         )
     if not shutil.which("cargo") or not shutil.which("rustc"):
         raise SetupError(MISSING_TOOLS["cargo"])
-    found = re.search(r"^release: (\d+)\.(\d+)", rustc_version(), re.MULTILINE)
-    if not found or (int(found[1]), int(found[2])) < RUST:
+    found = re.search(r"^release: (\d+)\.(\d+)\.(\d+)", rustc_version(), re.MULTILINE)
+    if not found or tuple(map(int, found.groups())) < RUST:
         raise SetupError(MISSING_TOOLS["rust"])
     if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
         raise SetupError(MISSING_TOOLS["cc"])
@@ -182,14 +182,14 @@ def install_evcxr() -> None:
 
 
 def build_library() -> None:
-    """The notebooks' library and the deployer, in one build so that they share every dependency.
+    """The notebooks' library, the deployer and the client, in one build so that they share every dependency.
 
     `prefer-dynamic` links the library against the shared standard library, as each cell is.
     """
     # Every platform's crates: the kernel works offline, and Cargo wants to see the whole lock file.
     run("cargo", "fetch", "--locked")
     run(
-        "cargo", "build", "--locked", "--profile", "notebook", "--package", "workshop", "--package", "deploy",
+        "cargo", "build", "--locked", "--profile", "notebook", "--package", "workshop", "--package", "deploy", "--package", "client",
         env={"CARGO_ENCODED_RUSTFLAGS": "-Cprefer-dynamic", "CARGO_TARGET_DIR": str(TARGET)},
     )  # fmt: skip
 
@@ -248,12 +248,12 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
             rustc = rustc_version()
             sources = [ROOT / "Cargo.lock", ROOT / "Cargo.toml"]
-            for crate in (ROOT / "notebooks/workshop", ROOT / "iris_fn", ROOT / "deploy"):
+            for crate in (ROOT / "notebooks/workshop", ROOT / "iris_fn", ROOT / "deploy", ROOT / "client"):
                 sources += [crate / "Cargo.toml", crate / "src"]
             sources += [ROOT / "deploy" / name for name in ("template.yaml", "build.rs", "AmazonRootCA1.pem")]
             step("Python tools", digest(HERE / "requirements.txt", sys.version, str(ROOT)), VENV / "bin/jupyter", install_python_tools)
             step("Rust kernel (evcxr)", EVCXR_VERSION, EVCXR, install_evcxr)
-            step("notebook library and deployer", digest(*sources, rustc), LIBRARY, build_library)
+            step("notebook library, deployer and client", digest(*sources, rustc), LIBRARY, build_library)
             settings = digest(HERE / "setup.py", HERE / "jupyter_server_config.py", str(ROOT), rustc)
             step("kernel and JupyterLab settings", settings, KERNEL / "kernel.json", configure_jupyter)
     except SetupError as error:

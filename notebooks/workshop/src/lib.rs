@@ -4,8 +4,8 @@
 //! A notebook starts with `use workshop::*;` and from there on names each crate as anywhere else.
 
 pub use {
-    aws_config, aws_sdk_lambda, aws_sdk_s3, base64, iris_fn, linfa, linfa_logistic, ndarray,
-    plotters, polars, rumqttc, serde_json,
+    aws_config, aws_sdk_lambda, aws_sdk_s3, base64, client, iris_fn, linfa, linfa_logistic,
+    ndarray, plotters, polars, rumqttc, serde_json,
 };
 
 /// The one Tokio in a kernel. Cells reach it as the crate `tokio`, by way of `notebooks/kernel/tokio`.

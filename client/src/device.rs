@@ -1,0 +1,106 @@
+//! Who asks: a device's folder, as `make device` wrote it.
+
+use std::fs;
+use std::path::Path;
+
+use rumqttc::{MqttOptions, TlsConfiguration, Transport};
+use serde::Deserialize;
+
+use crate::error::DeviceError;
+
+/// A device: where its broker is, what it is called, and the certificate that proves it.
+#[derive(Clone)]
+pub struct Device {
+    endpoint: Endpoint,
+    ca: Vec<u8>,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// `endpoint.json`.
+#[derive(Debug, Clone, Deserialize)]
+struct Endpoint {
+    host: String,
+    port: u16,
+    client_id: String,
+    stack: String,
+}
+
+impl Device {
+    /// Read `{endpoint.json,ca.pem,cert.pem,key.pem}` of a folder.
+    ///
+    /// # Errors
+    /// [`DeviceError`] names the file.
+    pub fn open(folder: &Path) -> Result<Self, DeviceError> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read(&path).map_err(|source| DeviceError::Read { path, source })
+        };
+        let endpoint = serde_json::from_slice(&read("endpoint.json")?).map_err(|source| {
+            let path = folder.join("endpoint.json");
+            DeviceError::Endpoint { path, source }
+        })?;
+        Ok(Self {
+            endpoint,
+            ca: read("ca.pem")?,
+            certificate: read("cert.pem")?,
+            key: read("key.pem")?,
+        })
+    }
+
+    /// The same device by way of another port of this machine, such as a proxy's.
+    pub fn through(mut self, port: u16) -> Self {
+        self.endpoint.port = port;
+        self
+    }
+
+    /// Its MQTT client id, which is also its thing's name.
+    pub fn client_id(&self) -> &str {
+        &self.endpoint.client_id
+    }
+
+    /// Host and port of its broker.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.endpoint.host, self.endpoint.port)
+    }
+
+    /// Where it asks.
+    pub fn request_topic(&self) -> String {
+        format!("{}/request/{}", self.endpoint.stack, self.client_id())
+    }
+
+    /// Where it is answered.
+    pub fn response_topic(&self) -> String {
+        format!("{}/response/{}", self.endpoint.stack, self.client_id())
+    }
+
+    /// TLS in both directions: we check the broker's certificate, the broker checks ours.
+    pub(crate) fn options(&self) -> MqttOptions {
+        let Endpoint { host, port, .. } = &self.endpoint;
+        let mut options = MqttOptions::new(self.client_id(), host, *port);
+        options.set_transport(Transport::Tls(TlsConfiguration::Simple {
+            ca: self.ca.clone(),
+            client_auth: Some((self.certificate.clone(), self.key.clone())),
+            alpn: None,
+        }));
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_its_files_is_named() {
+        let Err(error) = Device::open(Path::new("/nonexistent/lily")) else {
+            panic!("there is no such folder")
+        };
+        assert!(
+            error
+                .to_string()
+                .contains("/nonexistent/lily/endpoint.json")
+        );
+        assert!(error.to_string().contains("make device"));
+    }
+}

@@ -1,0 +1,112 @@
+//! What can go wrong, with the values that show it and the next step.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::client::MAX_PAYLOAD;
+use iris_fn::request::MAX_REQUEST_ID;
+
+/// Why a device's folder cannot be used.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// A file of it could not be read.
+    #[error("cannot read {path}: {source}; `make device NAME=…` writes it")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// `endpoint.json` is not what `make device` writes.
+    #[error("{path} is not a device's endpoint: {source}; delete the folder, then `make device`")]
+    Endpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// Why there is no connection at the start.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum ConnectError {
+    /// The broker answered, and will not have us.
+    #[error("{address} refuses {client_id}: {reason}; `make device` renews a certificate")]
+    Refused {
+        /// Host and port.
+        address: String,
+        /// As whom we came.
+        client_id: String,
+        /// The broker's reason.
+        reason: String,
+    },
+    /// No connection within the time given.
+    #[error(
+        "no connection to {address} as {client_id} in {waited:?}, last: {reason}; \
+         `make status` says whether the cloud is there, `make device` renews a certificate"
+    )]
+    Unreachable {
+        /// Host and port.
+        address: String,
+        /// As whom we came.
+        client_id: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// What happened last.
+        reason: String,
+    },
+}
+
+/// Why a question has neither answer nor refusal. Every one of these is said within the deadline.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum AskError {
+    /// There is nothing to know the answer by.
+    #[error("a question needs a `request_id`: a text of 1 to {MAX_REQUEST_ID} bytes")]
+    NoRequestId,
+    /// Answers to two questions could not be told apart.
+    #[error("request_id {0:?} was used before: give each question one of its own")]
+    RequestIdInUse(String),
+    /// AWS IoT would drop the connection for it, and all that is under way with it.
+    #[error(
+        "the question has {bytes} bytes, MQTT takes at most {MAX_PAYLOAD}: ask in smaller batches"
+    )]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// No answer until the deadline.
+    #[error("no answer to {request_id:?} in {waited:?}, asked {attempts} times{}", after(.connection))]
+    NoAnswer {
+        /// The question.
+        request_id: String,
+        /// How long it was open.
+        waited: Duration,
+        /// How often it was sent.
+        attempts: u32,
+        /// What was wrong with the connection in the end, if it was away.
+        connection: Option<String>,
+    },
+    /// [`crate::Client::close`] was called.
+    #[error("the connection was closed")]
+    Closed,
+}
+
+impl AskError {
+    /// A stable name, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoRequestId => "no_request_id",
+            Self::RequestIdInUse(_) => "request_id_in_use",
+            Self::TooLarge { .. } => "too_large",
+            Self::NoAnswer { .. } => "no_answer",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+fn after(connection: &Option<String>) -> String {
+    let said = connection.as_ref();
+    said.map_or(String::new(), |reason| format!("; no connection: {reason}"))
+}

@@ -1,0 +1,23 @@
+//! The device's side: ask for predictions over MQTT, on a network that loses things.
+//!
+//! * [`device`]: who asks, as `make device` wrote it down.
+//! * [`client`]: the connection. It comes back by itself, and every question ends in exactly one of an
+//!   answer, a refusal or a typed failure.
+//! * [`questions`]: which questions are open, what became of the others, and how it all went in numbers.
+//! * [`pace`]: how long to wait, before a question is asked again and before a connection is tried again.
+//! * [`error`]: what can go wrong.
+//!
+//! MQTT gives none of this: a broker may deliver twice or, where a connection breaks, not at all, and an
+//! IoT rule calls the function asynchronously. What makes it safe to ask again is that the same question
+//! has the same answer.
+
+pub mod client;
+pub mod device;
+pub mod error;
+pub mod pace;
+pub mod questions;
+
+pub use client::{Client, Link, Settings};
+pub use device::Device;
+pub use error::{AskError, ConnectError, DeviceError};
+pub use questions::{Counters, Reply, question};

@@ -1,0 +1,165 @@
+//! `client load`: many devices, a steady rate, and how long the answers took.
+//!
+//! The rate does not wait for the answers (an open loop), and a time counts from when its question was
+//! due, not from when it could be sent: otherwise a slow moment would hide all the questions that had to
+//! wait for it ("coordinated omission", Gil Tene, How NOT to Measure Latency, 2015).
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use client::{AskError, Client, Counters, Device, Reply, Settings, question};
+use iris_fn::model::FEATURES;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::latency::Latency;
+use crate::predict::{positive, told_counters};
+
+/// What `load` may be told.
+#[derive(Args)]
+pub struct Load {
+    /// Questions a second, of all devices together
+    #[arg(long, env = "RATE", default_value = "50", value_parser = positive)]
+    rate: f64,
+    /// For how long
+    #[arg(long, env = "SECONDS", default_value = "10", value_parser = positive)]
+    seconds: f64,
+    /// How many devices ask in turn: `<name>-1`, `<name>-2` …
+    #[arg(long, env = "DEVICES", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    devices: u16,
+    /// What their names begin with
+    #[arg(long, default_value = "load")]
+    name: String,
+    /// Another port of this machine to reach the broker by
+    #[arg(long, hide = true)]
+    port: Option<u16>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Smallest and largest measurement in Fisher's data, in centimetres, column by column.
+const RANGES: [(f64, f64); FEATURES] = [(4.3, 7.9), (2.0, 4.4), (1.0, 6.9), (0.1, 2.5)];
+
+impl Load {
+    /// Connect all, ask, and say by the exit code whether every question was answered.
+    pub async fn run(self, folder: &Path) -> Result<ExitCode> {
+        let clients = self.connect(folder).await?;
+        let run = format!("{:08x}", fastrand::u32(..));
+        // Whole questions only; the last is due before the time is over.
+        let count = (self.rate * self.seconds).round().max(1.0) as u64;
+        let mut open: JoinSet<(Result<Reply, AskError>, Duration, Duration)> = JoinSet::new();
+        let (mut due, mut sent) = (Latency::new(), Latency::new());
+        let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
+        let begin = Instant::now();
+        let mut reported = begin;
+        let mut next = 0;
+        let mut last = count;
+        while next < last || !open.is_empty() {
+            let at = begin + Duration::from_secs_f64(next as f64 / self.rate);
+            tokio::select! {
+                () = sleep_until(at), if next < last => {
+                    let client = Arc::clone(&clients[next as usize % clients.len()]);
+                    let id = format!("{run}-{next}");
+                    open.spawn(async move {
+                        let sent = Instant::now();
+                        let reply = client.ask(&question(&id, any_flower())).await;
+                        (reply, at.elapsed(), sent.elapsed())
+                    });
+                    next += 1;
+                }
+                Some(done) = open.join_next() => {
+                    let (reply, since_due, since_sent) = done.context("a question ended badly")?;
+                    if reply.is_ok() {
+                        due.record(since_due);
+                        sent.record(since_sent);
+                    }
+                }
+                _ = &mut stop, if next < last => {
+                    eprintln!("stopped: waiting for what is open");
+                    last = next;
+                }
+            }
+            if reported.elapsed() > Duration::from_secs(2) {
+                reported = Instant::now();
+                let line = format!(
+                    "{:4.0} s  {}",
+                    begin.elapsed().as_secs_f64(),
+                    told_counters(&sum(&clients))
+                );
+                if std::io::stderr().is_terminal() {
+                    eprint!("\r\x1b[K{line}")
+                } else {
+                    eprintln!("{line}")
+                }
+            }
+        }
+        let took = begin.elapsed();
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+        let counters = sum(&clients);
+        let a_second = (counters.answered + counters.refused) as f64 / took.as_secs_f64();
+        if self.json {
+            println!(
+                "{}",
+                json!({"devices": clients.len(), "seconds": took.as_secs_f64(), "counters": counters,
+                "answers_a_second": a_second, "ms": due.json(), "ms_since_sent": sent.json()})
+            );
+        } else {
+            println!(
+                "{} devices, {:.1} s: {}",
+                clients.len(),
+                took.as_secs_f64(),
+                told_counters(&counters)
+            );
+            println!("{a_second:.0} answers a second, {:.0} asked", self.rate);
+            println!("since each was due:  {}", due.line());
+            println!("since it was sent:   {}", sent.line());
+        }
+        for client in clients.into_iter().filter_map(Arc::into_inner) {
+            client.close().await;
+        }
+        Ok(if counters.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+
+    /// All devices, some at a time: a broker meets thirty laptops, not a thousand in one moment.
+    async fn connect(&self, folder: &Path) -> Result<Vec<Arc<Client>>> {
+        let mut clients = Vec::new();
+        for tens in (1..=self.devices).collect::<Vec<_>>().chunks(10) {
+            let mut connecting = JoinSet::new();
+            for n in tens {
+                let mut device = Device::open(&folder.join(format!("{}-{n}", self.name)))?;
+                if let Some(port) = self.port {
+                    device = device.through(port);
+                }
+                connecting
+                    .spawn(async move { Client::connect(&device, Settings::default()).await });
+            }
+            for client in connecting.join_all().await {
+                clients.push(Arc::new(client?));
+            }
+        }
+        Ok(clients)
+    }
+}
+
+/// Somewhere in the box of the training data.
+fn any_flower() -> [f64; FEATURES] {
+    RANGES.map(|(min, max)| ((min + (max - min) * fastrand::f64()) * 10.0).round() / 10.0)
+}
+
+/// The counters of all clients together.
+fn sum(clients: &[Arc<Client>]) -> Counters {
+    clients.iter().map(|client| client.counters()).sum()
+}

@@ -1,0 +1,57 @@
+//! Asks for predictions from a terminal: a few flowers, a file of them, or as many as a network and a
+//! function will bear. `make` calls this with the right settings.
+
+mod latency;
+mod load;
+mod predict;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Ask the deployed function for predictions, over MQTT
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Folder that `make device` writes devices into
+    #[arg(long, default_value = "target/devices", global = true)]
+    devices: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask about one flower, a CSV of them, or ready-made requests, and print each answer
+    Predict(predict::Predict),
+    /// Ask at a steady rate from many devices, and print how long the answers took
+    Load(load::Load),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { devices, command } = Cli::parse();
+    let done = match command {
+        Command::Predict(predict) => predict.run(&devices).await,
+        Command::Load(load) => load.run(&devices).await,
+    };
+    match done {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

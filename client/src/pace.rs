@@ -1,0 +1,146 @@
+//! How long to wait: before a question is asked again, and before a connection is tried again.
+
+use std::time::Duration;
+
+/// When to ask again, learned from the round trips so far: TCP's retransmission timer (RFC 6298).
+///
+/// A fixed time would be too long on a quick network and, where answers slow down under load, so short
+/// that asking again adds to the load.
+#[derive(Debug, Clone)]
+pub struct RetryTimer {
+    /// Smoothed round trip and its mean deviation; `None` before the first answer.
+    measured: Option<(Duration, Duration)>,
+}
+
+/// Before anything is known: longer than most cold starts (RFC 6298 has 1 s).
+const FIRST: Duration = Duration::from_secs(2);
+/// Never sooner: an answer that is only late costs nothing to wait for.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Never later.
+const LONGEST: Duration = Duration::from_secs(8);
+
+impl RetryTimer {
+    /// Nothing measured yet.
+    pub fn new() -> Self {
+        Self { measured: None }
+    }
+
+    /// Learn from a question that was asked once and answered after `round_trip`. One that was asked
+    /// again says nothing: it is not known which asking was answered (Karn's algorithm).
+    ///
+    /// With R the round trip: var ← ¾ var + ¼ |smooth − R|, smooth ← ⅞ smooth + ⅛ R.
+    pub fn learn(&mut self, round_trip: Duration) {
+        self.measured = Some(match self.measured {
+            None => (round_trip, round_trip / 2),
+            Some((smooth, deviation)) => (
+                smooth * 7 / 8 + round_trip / 8,
+                deviation * 3 / 4 + smooth.abs_diff(round_trip) / 4,
+            ),
+        });
+    }
+
+    /// How long to wait for the answer after asking for the `attempt`th time (from 1): smooth + 4 var,
+    /// twice as long each time. No two devices wait exactly as long.
+    pub fn wait(&self, attempt: u32) -> Duration {
+        let one = self
+            .measured
+            .map_or(FIRST, |(smooth, deviation)| smooth + deviation * 4);
+        let doubled = one
+            .max(SHORTEST)
+            .saturating_mul(1 << attempt.saturating_sub(1).min(8));
+        jitter(doubled.min(LONGEST))
+    }
+}
+
+impl Default for RetryTimer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How long to wait before the next connection: twice as long after each one that did not last.
+#[derive(Debug, Clone)]
+pub struct Reconnect {
+    next: Duration,
+}
+
+impl Reconnect {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    /// Also how long a broker that is back may have to wait for us.
+    const LONGEST: Duration = Duration::from_secs(2);
+    /// A connection that held so long was a good one.
+    const GOOD: Duration = Duration::from_secs(1);
+
+    /// The first wait is short.
+    pub fn new() -> Self {
+        Self {
+            next: Self::SHORTEST,
+        }
+    }
+
+    /// The wait after a connection that held for `lasted`; zero, where none was made.
+    pub fn after(&mut self, lasted: Duration) -> Duration {
+        if lasted >= Self::GOOD {
+            self.next = Self::SHORTEST;
+        }
+        let wait = self.next;
+        self.next = (wait * 2).min(Self::LONGEST);
+        jitter(wait)
+    }
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Between three quarters of `wait` and all of it: thirty laptops that lost the same broker must not
+/// come back in the same millisecond.
+fn jitter(wait: Duration) -> Duration {
+    wait.mul_f64(0.75 + 0.25 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_steady_round_trip_is_waited_for_and_not_much_longer() {
+        let mut timer = RetryTimer::new();
+        (0..100).for_each(|_| timer.learn(Duration::from_secs(2)));
+        let wait = timer.wait(1);
+        assert!(
+            wait >= Duration::from_millis(1500) && wait <= Duration::from_millis(2100),
+            "{wait:?}"
+        );
+    }
+
+    #[test]
+    fn each_attempt_waits_longer_up_to_a_limit() {
+        let timer = RetryTimer::new();
+        for attempt in 1..4 {
+            assert!(timer.wait(attempt) < timer.wait(attempt + 1) * 3 / 4 + LONGEST / 4);
+        }
+        assert!(timer.wait(u32::MAX) <= LONGEST);
+    }
+
+    #[test]
+    fn a_connection_that_held_starts_the_waits_anew() {
+        let mut reconnect = Reconnect::new();
+        let waits: Vec<_> = (0..8).map(|_| reconnect.after(Duration::ZERO)).collect();
+        assert!(waits[7] >= Duration::from_millis(1500) && waits[0] <= Duration::from_millis(100));
+        assert!(reconnect.after(Duration::from_secs(60)) <= Duration::from_millis(100));
+    }
+
+    proptest! {
+        #[test]
+        fn no_round_trip_makes_the_wait_endless_or_nothing(round_trips in prop::collection::vec(0u64..1_000_000, 0..50), attempt in 0u32..100) {
+            let mut timer = RetryTimer::new();
+            round_trips.into_iter().for_each(|ms| timer.learn(Duration::from_millis(ms)));
+            let wait = timer.wait(attempt);
+            prop_assert!(wait >= SHORTEST * 3 / 4 && wait <= LONGEST);
+        }
+    }
+}
