@@ -54,6 +54,7 @@ pub fn positive(text: &str) -> Result<f64, String> {
 }
 
 /// A question on its way out.
+#[derive(Debug)]
 struct Question {
     id: String,
     text: String,
@@ -232,7 +233,7 @@ impl Columns {
 
     fn question(&self, id: &str, record: &csv::StringRecord) -> Result<Question, String> {
         let line = record.position().map_or(0, csv::Position::line);
-        let mut flower = [0.0; FEATURES];
+        let mut flower = [0.0_f64; FEATURES];
         for ((x, column), name) in flower.iter_mut().zip(self.features).zip(FEATURE_NAMES) {
             let text = record.get(column).unwrap_or_default();
             *x = text

@@ -33,6 +33,11 @@ struct Prediction {
     probabilities: BTreeMap<String, f64>,
 }
 
+/// The function says that it has no model.
+#[derive(Debug, thiserror::Error)]
+#[error("version {0} has no model: `make logs` says why it cannot read it")]
+struct NoModel(String);
+
 type Features = [f64; FEATURES];
 
 /// Ask `version` about all these flowers in one request.
@@ -47,6 +52,9 @@ async fn ask(cloud: &Cloud, version: &str, flowers: &[Features]) -> Result<Answe
     let request = json!({"request_id": "deploy", "flowers": flowers}).to_string();
     let answer = call(cloud, version, &request).await?;
     let expected = flowers.len();
+    if answer["error"]["code"] == "model_unavailable" {
+        return Err(NoModel(version.to_owned()).into());
+    }
     let answer: Answer = Deserialize::deserialize(&answer)
         .with_context(|| format!("version {version} answered {answer:.300}"))?;
     let found = answer.predictions.len();
@@ -58,7 +66,7 @@ async fn ask(cloud: &Cloud, version: &str, flowers: &[Features]) -> Result<Answe
 }
 
 /// The same, until the answer is this model's: a warm container may still hold the one before, and
-/// looks for a newer one by itself.
+/// looks for a newer one by itself; and a role that is seconds old may not read anything yet.
 async fn ask_with(
     cloud: &Cloud,
     version: &str,
@@ -66,10 +74,21 @@ async fn ask_with(
     model: &str,
 ) -> Result<Answer> {
     let deadline = Instant::now() + MODEL_WAIT;
+    let mut told = false;
     loop {
-        let answer = ask(cloud, version, flowers).await?;
-        if answer.model == model || Instant::now() >= deadline {
-            return Ok(answer);
+        let answer = ask(cloud, version, flowers).await;
+        let wait = match &answer {
+            Ok(answer) => answer.model != model,
+            Err(e) => e.is::<NoModel>(),
+        };
+        if !wait || Instant::now() >= deadline {
+            return answer;
+        }
+        if answer.is_err() && !told {
+            told = true;
+            println!(
+                "version {version} cannot read the model yet (a new role takes a moment), waiting"
+            );
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -121,7 +121,9 @@ impl Cloud {
                 bail!("TARGET=aws, but AWS_ENDPOINT_URL={url} points elsewhere: unset it")
             }
             (Target::Aws, None) => {
-                "AWS (are you logged in? `aws sts get-caller-identity` must work)".to_owned()
+                "AWS (are you logged in? `aws sts get-caller-identity` must work, and after `aws login` \
+                 also: eval \"$(aws configure export-credentials --format env)\")"
+                    .to_owned()
             }
         };
         // Without these, a cloud that accepts and never answers would hang the deployer for good.
@@ -129,7 +131,7 @@ impl Cloud {
             .connect_timeout(Duration::from_secs(5))
             .read_timeout(Duration::from_secs(60))
             .build();
-        let attempts = if target == Target::Local { 2 } else { 5 };
+        let attempts = if target == Target::Local { 2 } else { 10 };
         let config = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(timeouts)
             .retry_config(RetryConfig::standard().with_max_attempts(attempts))
@@ -139,6 +141,13 @@ impl Cloud {
             .region()
             .context("no AWS region is set: export AWS_REGION=…")?
             .to_string();
+        ensure!(
+            !["cn-", "us-gov-", "us-iso"]
+                .iter()
+                .any(|p| region.starts_with(p)),
+            "region {region} is in a partition of its own, with other names and certificates, which this \
+             workshop does not know: choose another"
+        );
         let identity = aws_sdk_sts::Client::new(&config)
             .get_caller_identity()
             .send()
@@ -165,6 +174,15 @@ impl Cloud {
             class: Some(self.stack.to_string()),
             stack,
             ..self.clone()
+        }
+    }
+
+    /// How often to ask whether something is done. AWS allows an account only some such calls a second,
+    /// and a class makes six stacks at once.
+    pub fn poll(&self) -> Duration {
+        match self.target {
+            Target::Local => Duration::from_millis(300),
+            Target::Aws => Duration::from_secs(3),
         }
     }
 

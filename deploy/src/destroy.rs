@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 
 use crate::cloud::Cloud;
@@ -62,13 +63,19 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
     stack::delete(cloud).await?;
     // Normally gone with the stack; a bucket that a half-made stack left behind is not.
     if self::objects(cloud).await?.is_some() {
-        cloud
+        match cloud
             .s3()
             .delete_bucket()
             .bucket(cloud.bucket())
             .send()
             .await
-            .context("could not delete the bucket")?;
+        {
+            // It was gone, and the list of its objects did not know yet.
+            Err(e) if e.code() == Some("NoSuchBucket") => {}
+            deleted => {
+                deleted.context("could not delete the bucket")?;
+            }
+        }
     }
     for folder in folders {
         fs::remove_dir_all(&folder)

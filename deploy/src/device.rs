@@ -18,8 +18,9 @@ use crate::cloud::{Cloud, Target};
 
 /// AWS IoT's own port of MQTT over TLS.
 const AWS_PORT: u16 = 8883;
-/// Root of AWS IoT's server certificates (<https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html>).
-const AMAZON_ROOT_CA: &str = include_str!("../AmazonRootCA1.pem");
+/// The roots of AWS IoT's server certificates: which of them depends on what the two sides agree on
+/// (<https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html>).
+const AMAZON_ROOTS: &str = include_str!("../../iris_fn/src/amazon-roots.pem");
 /// The local cloud listens here, and its certificate says so.
 const LOCAL_HOST: &str = "127.0.0.1";
 /// How long AWS may take to let go of a certificate.
@@ -94,7 +95,7 @@ impl Broker {
                 .endpoint_address
                 .context("the account has no IoT endpoint")?,
             port: AWS_PORT,
-            ca: AMAZON_ROOT_CA.to_owned(),
+            ca: AMAZON_ROOTS.to_owned(),
         })
     }
 }
@@ -368,6 +369,17 @@ pub fn belongs(cloud: &Cloud, dir: &Path, port: Option<u16>) -> bool {
     ours && endpoint["stack"] == cloud.stack.to_string()
 }
 
+/// Whether AWS is still at work on the call before: each kind of thing says so in words of its own.
+fn is_busy(e: &impl ProvideErrorMetadata) -> bool {
+    match e.code() {
+        Some("DeleteConflictException" | "CertificateStateException") => true,
+        Some("InvalidRequestException") => {
+            e.message().is_some_and(|m| m.contains("still attached"))
+        }
+        _ => false,
+    }
+}
+
 /// Call again while AWS is still at work on the call before: it detaches and deletes at its own pace.
 pub async fn patiently<T, E, F>(what: &str, call: impl Fn() -> F) -> Result<T>
 where
@@ -377,9 +389,7 @@ where
     let started = Instant::now();
     loop {
         match call().await {
-            Err(e)
-                if e.code() == Some("DeleteConflictException") && started.elapsed() < PATIENCE =>
-            {
+            Err(e) if is_busy(&e) && started.elapsed() < PATIENCE => {
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
             result => {

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use aws_sdk_cloudformation::Client;
 use aws_sdk_cloudformation::error::ProvideErrorMetadata;
 use aws_sdk_cloudformation::types::{
-    Capability, ChangeSetStatus, ChangeSetType, Parameter, ResourceChange, Stack, StackStatus, Tag,
+    Capability, ChangeSetStatus, ChangeSetType, OperationEvent, Parameter, ResourceChange, Stack,
+    StackStatus, Tag,
 };
 
 use crate::cloud::{Cloud, StackName, Target};
@@ -15,8 +16,6 @@ use crate::cloud::{Cloud, StackName, Target};
 const TEMPLATE: &str = include_str!("../template.yaml");
 /// Long enough for the slowest resource on AWS; a wait without an end helps nobody.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
-/// Between two looks at a stack: AWS limits how often an account may ask.
-const POLL: Duration = Duration::from_secs(1);
 
 /// The tag by which `class-destroy` finds a class's stacks.
 const CLASS_TAG: &str = "class";
@@ -138,12 +137,14 @@ impl ChangeSet {
                 .parameter_value(*value)
                 .build()
         };
-        let tls_only = [("TlsOnly", tls_only)];
-        let parameters = parameters.iter().chain(&tls_only);
         let mut tags = vec![tag("stack", &stack)];
         // A stack that was made for a class stays in it, whoever deploys it next.
-        let class = there.as_ref().and_then(class_of);
-        tags.extend(cloud.class.as_deref().or(class).map(|c| tag(CLASS_TAG, c)));
+        let class = cloud.class.as_deref();
+        let class = class.or(there.as_ref().and_then(class_of));
+        tags.extend(class.map(|c| tag(CLASS_TAG, c)));
+        let dashboard = if class.is_some() { "false" } else { "true" };
+        let always = [("TlsOnly", tls_only), ("Dashboard", dashboard)];
+        let parameters = parameters.iter().chain(&always);
         let creates = there.is_none();
         cf.create_change_set()
             .stack_name(&stack)
@@ -165,14 +166,14 @@ impl ChangeSet {
             creates,
             changes: Vec::new(),
         };
-        match ready(&cf, &stack, &set.name).await? {
-            Some(changes) => {
+        match ready(&cf, &stack, &set.name, cloud.poll()).await {
+            Ok(Some(changes)) => {
                 set.changes = changes;
                 Ok(Some(set))
             }
-            None => {
+            nothing_to_do_or_failed => {
                 set.discard(cloud).await?;
-                Ok(None)
+                nothing_to_do_or_failed.map(|_| None)
             }
         }
     }
@@ -205,7 +206,7 @@ impl ChangeSet {
             .with_context(|| {
                 format!("could not change stack {stack} (is another deploy at work? it wins: try again when it is done)")
             })?;
-        follow(&cf, &stack, seen).await
+        follow(&cf, &stack, seen, cloud.poll()).await
     }
 
     /// Leave the stack as it is, and nothing of the change set behind.
@@ -268,7 +269,12 @@ impl Change {
 }
 
 /// Wait for a change set; `None` when it holds no change.
-async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<Option<Vec<Change>>> {
+async fn ready(
+    cf: &Client,
+    stack: &str,
+    change_set: &str,
+    poll: Duration,
+) -> Result<Option<Vec<Change>>> {
     let started = Instant::now();
     loop {
         let set = cf
@@ -291,14 +297,33 @@ async fn ready(cf: &Client, stack: &str, change_set: &str) -> Result<Option<Vec<
                 {
                     return Ok(None);
                 }
-                bail!("stack {stack}: the change set failed: {reason}");
+                // What failed in it, where CloudFormation has looked at the resources beforehand.
+                let id = set.change_set_id().unwrap_or(change_set);
+                let found = cf.describe_events().change_set_name(id).send().await;
+                let details = found.map(|found| failures(found.operation_events()));
+                bail!(
+                    "stack {stack}: the change set failed: {reason}{}",
+                    details.unwrap_or_default()
+                );
             }
             _ if started.elapsed() > DEADLINE => {
                 bail!("stack {stack}: the change set is not ready after {DEADLINE:?}")
             }
-            _ => tokio::time::sleep(Duration::from_millis(300)).await,
+            _ => tokio::time::sleep(poll).await,
         }
     }
+}
+
+/// `; resource: reason` for each event that has a reason.
+fn failures(events: &[OperationEvent]) -> String {
+    let line = |event: &OperationEvent| {
+        let reason = event
+            .validation_status_reason()
+            .or(event.resource_status_reason())?;
+        let resource = event.logical_resource_id().unwrap_or("the stack");
+        Some(format!("; {resource}: {reason}"))
+    };
+    events.iter().filter_map(line).collect()
 }
 
 /// One line of a stack's history.
@@ -327,7 +352,7 @@ async fn events(cf: &Client, stack: &str) -> Result<Vec<Event>> {
 ///
 /// The events are asked, not the stack: right after a change set is executed the stack may still
 /// show the state before.
-async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>) -> Result<()> {
+async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Duration) -> Result<()> {
     let started = Instant::now();
     let mut failure: Option<String> = None;
     while started.elapsed() < DEADLINE {
@@ -361,7 +386,7 @@ async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>) -> Result<(
                 }
             }
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(poll).await;
     }
     bail!("stack {stack} is still working after {DEADLINE:?}: look again with `make status`")
 }
@@ -414,6 +439,11 @@ async fn settled(cloud: &Cloud) -> Result<Option<Stack>> {
     }
 }
 
+/// How long AWS may hold on to a device policy after it was detached: up to five minutes, and as long a
+/// stack that has it cannot be deleted
+/// (<https://docs.aws.amazon.com/iot/latest/apireference/API_DeletePolicy.html>).
+const LET_GO: Duration = Duration::from_secs(420);
+
 /// Delete the stack and wait until it is gone.
 pub async fn delete(cloud: &Cloud) -> Result<()> {
     let cf = client(cloud);
@@ -429,6 +459,17 @@ pub async fn delete(cloud: &Cloud) -> Result<()> {
             None => return Ok(()),
             Some(stack) => match stack.stack_status() {
                 Some(StackStatus::DeleteComplete) => return Ok(()),
+                Some(StackStatus::DeleteFailed) if started.elapsed() < LET_GO => {
+                    println!(
+                        "AWS has not let go of everything yet ({name} could not be deleted): trying again"
+                    );
+                    tokio::time::sleep(LET_GO / 20).await;
+                    cf.delete_stack()
+                        .stack_name(&name)
+                        .send()
+                        .await
+                        .with_context(|| format!("could not delete stack {name}"))?;
+                }
                 Some(StackStatus::DeleteFailed) => {
                     let reason = stack.stack_status_reason().unwrap_or("no reason given");
                     bail!(
@@ -438,7 +479,7 @@ pub async fn delete(cloud: &Cloud) -> Result<()> {
                 _ if started.elapsed() > DEADLINE => {
                     bail!("stack {name} is not deleted after {DEADLINE:?}")
                 }
-                _ => tokio::time::sleep(Duration::from_millis(500)).await,
+                _ => tokio::time::sleep(cloud.poll()).await,
             },
         }
     }

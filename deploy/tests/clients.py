@@ -3,16 +3,19 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import queue
 import socket
 import ssl
 import subprocess
+import zipfile
 from collections import deque
 from pathlib import Path
 
 import boto3
 import paho.mqtt.client as mqtt
+import pytest
 from botocore.config import Config
 from test_local import free_ports
 
@@ -50,6 +53,28 @@ def question(**changes):
 def iris():
     with open(ROOT / "data/iris.csv", newline="") as file:
         return [(tuple(float(row[name]) for name in FEATURES), row["species"]) for row in csv.DictReader(file)]
+
+
+def probabilities(weights, intercepts, x):
+    """P(k) = exp(z_k) / Σ_j exp(z_j), z = weights · x + intercepts; shifted, so that exp cannot overflow."""
+    z = [b + sum(w * v for w, v in zip(row, x)) for row, b in zip(weights, intercepts)]
+    powers = [math.exp(each - max(z)) for each in z]
+    return [power / sum(powers) for power in powers]
+
+
+def expected(x):
+    """{class: probability} by scikit-learn's weights."""
+    p = probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], x)
+    return pytest.approx(dict(zip(CLASSES, p)), abs=1e-4)
+
+
+def zipped(path, **files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o755 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return path
 
 
 class Cloud:

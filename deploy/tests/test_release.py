@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import BUCKET, FUNCTION, SETOSA, STACK, ZIP, Cloud, iris, question, sha256
+from clients import BUCKET, FUNCTION, SETOSA, STACK, ZIP, Cloud, iris, question, sha256, zipped
 from test_local import wait_for
 
 LIAR = '''#!{python} -I
@@ -48,15 +48,6 @@ while True:
         answer |= predict(event)
     urllib.request.urlopen(URL + request + "/response", json.dumps(answer).encode()).close()
 '''
-
-
-def zipped(path, **files):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, content in files.items():
-            entry = zipfile.ZipInfo(name)
-            entry.external_attr = 0o755 << 16
-            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
-    return path
 
 
 @pytest.fixture(scope="module")

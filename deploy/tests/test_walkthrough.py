@@ -10,7 +10,6 @@ share one deployed stack, and the last one takes it away.
 """
 
 import json
-import math
 import queue
 import random
 import socket
@@ -22,24 +21,11 @@ import pytest
 from botocore.exceptions import ClientError
 from clients import (
     ACCOUNT, BUCKET, CLASSES, DEPLOY, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, Device,
-    iris, question, run, sha256,
+    expected, iris, probabilities, question, run, sha256,
 )  # fmt: skip
 from test_local import alive, free_ports, wait_for
 
 US, OTHER = "walkthrough", "walkthrough-other"  # two devices
-
-
-def probabilities(weights, intercepts, x):
-    """P(k) = exp(z_k) / Σ_j exp(z_j), z = weights · x + intercepts; shifted, so that exp cannot overflow."""
-    z = [b + sum(w * v for w, v in zip(row, x)) for row, b in zip(weights, intercepts)]
-    powers = [math.exp(each - max(z)) for each in z]
-    return [power / sum(powers) for power in powers]
-
-
-def expected(x):
-    """{class: probability} by scikit-learn's weights."""
-    p = probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], x)
-    return pytest.approx(dict(zip(CLASSES, p)), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use iris_fn::Model;
@@ -13,6 +13,9 @@ use iris_fn::store::{Loaded, ModelStore, StoreError};
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
+
+/// A call's time, as the template has it.
+const CALL: Duration = Duration::from_secs(10);
 
 struct Store;
 
@@ -44,11 +47,11 @@ thread_local! {
     static HANDLER: Handler<Store, &'static Last> =
         Handler::new(Store, LAST.with(|last| *last), "iris".to_owned(), Duration::from_secs(3600), |_| {});
     static RUNTIME: tokio::runtime::Runtime =
-        tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
 }
 
 fn handle(event: &RawValue) -> Result<Value, HandlerError> {
-    let reply = HANDLER.with(|handler| RUNTIME.with(|rt| rt.block_on(handler.handle(event))))?;
+    let reply = HANDLER.with(|handler| RUNTIME.with(|rt| rt.block_on(handler.handle(event, SystemTime::now() + CALL))))?;
     Ok(serde_json::from_str(reply.get()).expect("a reply is JSON"))
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -20,6 +20,9 @@ use crate::store::{Loaded, ModelStore, StoreError};
 
 /// How long a call may wait for the store while it looks for a newer model.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+/// What must be left of a call's time to say that it failed: one that Lambda has to end loses its
+/// container, and with it the next call's time.
+const TO_SAY_SO: Duration = Duration::from_millis(500);
 
 /// Why an invocation fails. A bad request never does: it is answered. What fails is retried by
 /// Lambda when it came asynchronously, and then kept in the dead-letter queue.
@@ -36,6 +39,12 @@ pub enum HandlerError {
         /// The publisher's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The reply is known, and the call's time was over before it could be delivered.
+    #[error("could not publish the answer to {topic} in the time of this call")]
+    Late {
+        /// The answer topic.
+        topic: String,
+    },
 }
 
 impl HandlerError {
@@ -43,7 +52,7 @@ impl HandlerError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Payload(_) => "payload_not_base64",
-            Self::Publish { .. } => "answer_not_published",
+            Self::Publish { .. } | Self::Late { .. } => "answer_not_published",
         }
     }
 }
@@ -217,7 +226,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
     }
 
     /// Answer one event: a keep-warm call, a message from the IoT rule, or a direct invoke. Gives
-    /// back the reply as JSON.
+    /// back the reply as JSON, or an error shortly before the call's `deadline`.
     ///
     /// A newer model is looked for beside the answer, never before it: this call is answered (and, from
     /// the rule, published) with what is in memory, the next one with what was found. It is not left to
@@ -225,12 +234,20 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
     ///
     /// # Errors
     /// [`HandlerError`] when the answer to a rule's message could not be delivered.
-    pub async fn handle(&self, event: &RawValue) -> Result<Box<RawValue>, HandlerError> {
-        let (reply, ()) = tokio::join!(self.reply(event), self.refresh_when_stale());
+    pub async fn handle(
+        &self,
+        event: &RawValue,
+        deadline: SystemTime,
+    ) -> Result<Box<RawValue>, HandlerError> {
+        let (reply, ()) = tokio::join!(self.reply(event, deadline), self.refresh_when_stale());
         reply
     }
 
-    async fn reply(&self, event: &RawValue) -> Result<Box<RawValue>, HandlerError> {
+    async fn reply(
+        &self,
+        event: &RawValue,
+        deadline: SystemTime,
+    ) -> Result<Box<RawValue>, HandlerError> {
         let started = Instant::now();
         let cold_start = !self.invoked.swap(true, Ordering::Relaxed);
         match serde_json::from_str(event.get()) {
@@ -249,16 +266,16 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                     .answer(&payload, started, cold_start, MAX_PAYLOAD)
                     .await;
                 let topic = format!("{}/response/{client_id}", self.stack);
-                match self
-                    .publisher
-                    .publish(&topic, reply.get().as_bytes().to_vec())
-                    .await
-                {
-                    Ok(()) => Ok(reply),
-                    Err(e) => Err(HandlerError::Publish {
+                let left = deadline.duration_since(SystemTime::now());
+                let time = left.unwrap_or_default().saturating_sub(TO_SAY_SO);
+                let sent = self.publisher.publish(&topic, reply.get().into());
+                match tokio::time::timeout(time, sent).await {
+                    Ok(Ok(())) => Ok(reply),
+                    Ok(Err(e)) => Err(HandlerError::Publish {
                         topic,
                         source: e.into(),
                     }),
+                    Err(_) => Err(HandlerError::Late { topic }),
                 }
             }
             // Whatever else it is, the request's own checks say best what is wrong with it.
@@ -477,9 +494,13 @@ mod tests {
         )
     }
 
+    fn soon() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(10)
+    }
+
     async fn call(handler: &TestHandler, event: Value) -> Value {
         let event = RawValue::from_string(event.to_string()).unwrap();
-        serde_json::to_value(handler.handle(&event).await.unwrap()).unwrap()
+        serde_json::to_value(handler.handle(&event, soon()).await.unwrap()).unwrap()
     }
 
     fn setosa() -> Value {
@@ -590,11 +611,29 @@ mod tests {
         };
         let handler = handler_with(Duration::from_secs(3600), broken);
         let event = RawValue::from_string(from_rule(b"{}").to_string()).unwrap();
-        let error = handler.handle(&event).await.unwrap_err();
+        let error = handler.handle(&event, soon()).await.unwrap_err();
         assert!(
             matches!(error, HandlerError::Publish { ref topic, .. } if topic == "iris/response/lily"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_hangs_fails_the_invocation_before_lambda_would_end_it() {
+        struct Hanging;
+        impl Publisher for Hanging {
+            type Error = std::io::Error;
+            async fn publish(&self, _: &str, _: Vec<u8>) -> Result<(), Self::Error> {
+                std::future::pending().await
+            }
+        }
+        let store = MemoryStore(Mutex::new(Some(iris_model())));
+        let handler = Handler::new(store, Hanging, "iris".into(), Duration::MAX, |_| {});
+        let event = RawValue::from_string(from_rule(b"{}").to_string()).unwrap();
+        let deadline = SystemTime::now() + TO_SAY_SO + Duration::from_millis(50);
+        let error = handler.handle(&event, deadline).await.unwrap_err();
+        assert!(matches!(error, HandlerError::Late { .. }), "{error}");
+        assert!(SystemTime::now() < deadline);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_s3::config::{SharedCredentialsProvider, SharedHttpClient};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -18,6 +19,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// How long one attempt at S3 or iot-data may take; a failed one is tried again.
+const ATTEMPT: Duration = Duration::from_secs(2);
 const AMAZON_ROOTS: &[u8] = include_bytes!("amazon-roots.pem");
 
 #[tokio::main(flavor = "current_thread")]
@@ -44,7 +47,7 @@ async fn main() -> Result<(), Error> {
     let config = aws()?;
     let settings = started.elapsed() - log;
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
-    let publisher = IotPublisher::new(aws_sdk_iotdataplane::Client::new(&config));
+    let publisher = IotPublisher::new(&config);
     let model_ttl = Duration::from_secs(setting("MODEL_TTL")?.parse()?);
     let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl, |line| {
         line.print()
@@ -68,7 +71,7 @@ async fn main() -> Result<(), Error> {
     let handler = &handler;
     let answer = move |event: LambdaEvent<Box<RawValue>>| async move {
         handler
-            .handle(&event.payload)
+            .handle(&event.payload, event.context.deadline())
             .await
             .map_err(|e| Diagnostic {
                 error_type: e.kind().to_owned(),
@@ -86,6 +89,12 @@ fn aws() -> Result<SdkConfig, Error> {
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(setting("AWS_REGION")?))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
+        // Without it a service that accepts and then says nothing would keep a start waiting for good.
+        .timeout_config(
+            TimeoutConfig::builder()
+                .operation_attempt_timeout(ATTEMPT)
+                .build(),
+        )
         .http_client(https_client()?);
     // The local cloud; on AWS each service has an address of its own.
     Ok(match env::var("AWS_ENDPOINT_URL") {

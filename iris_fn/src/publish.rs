@@ -1,6 +1,11 @@
 //! Where an answer goes when the question came over MQTT.
 
+use std::time::Duration;
+
+use aws_config::SdkConfig;
 use aws_sdk_iotdataplane::Client;
+use aws_sdk_iotdataplane::config::Builder;
+use aws_sdk_iotdataplane::config::retry::RetryConfig;
 use aws_sdk_iotdataplane::error::SdkError;
 use aws_sdk_iotdataplane::operation::publish::PublishError;
 use aws_sdk_iotdataplane::primitives::Blob;
@@ -27,8 +32,15 @@ pub struct IotPublisher {
 }
 
 impl IotPublisher {
-    /// Publish through `client`.
-    pub fn new(client: Client) -> Self {
+    /// Publish in the region and with the rights of `config`. A publish that fails for a passing reason
+    /// is tried again until the call's time is over: the answer is there, and it is all that is missing.
+    pub fn new(config: &SdkConfig) -> Self {
+        let retries = RetryConfig::standard()
+            .with_max_attempts(u32::MAX)
+            .with_initial_backoff(Duration::from_millis(100))
+            .with_max_backoff(Duration::from_secs(1));
+        let config = Builder::from(config).retry_config(retries).build();
+        let client = Client::from_conf(config);
         Self { client }
     }
 }

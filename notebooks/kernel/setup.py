@@ -250,7 +250,8 @@ def main() -> int:
             sources = [ROOT / "Cargo.lock", ROOT / "Cargo.toml"]
             for crate in (ROOT / "notebooks/workshop", ROOT / "iris_fn", ROOT / "deploy", ROOT / "client"):
                 sources += [crate / "Cargo.toml", crate / "src"]
-            sources += [ROOT / "deploy" / name for name in ("template.yaml", "build.rs", "AmazonRootCA1.pem")]
+            sources += [ROOT / "deploy" / name for name in ("template.yaml", "build.rs", "deployer-policy.json")]
+            sources.append(ROOT / "data/iris.csv")
             step("Python tools", digest(HERE / "requirements.txt", sys.version, str(ROOT)), VENV / "bin/jupyter", install_python_tools)
             step("Rust kernel (evcxr)", EVCXR_VERSION, EVCXR, install_evcxr)
             step("notebook library, deployer and client", digest(*sources, rustc), LIBRARY, build_library)
