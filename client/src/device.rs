@@ -74,8 +74,9 @@ impl Device {
         format!("{}/response/{}", self.endpoint.stack, self.client_id())
     }
 
-    /// TLS in both directions: we check the broker's certificate, the broker checks ours.
-    pub(crate) fn options(&self) -> MqttOptions {
+    /// How rumqttc connects as it: TLS in both directions, we check the broker's certificate and the broker
+    /// checks ours.
+    pub fn options(&self) -> MqttOptions {
         let Endpoint { host, port, .. } = &self.endpoint;
         let mut options = MqttOptions::new(self.client_id(), host, *port);
         options.set_transport(Transport::Tls(TlsConfiguration::Simple {

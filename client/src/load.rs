@@ -49,8 +49,8 @@ const RANGES: [(f64, f64); FEATURES] = [(4.3, 7.9), (2.0, 4.4), (1.0, 6.9), (0.1
 
 impl Load {
     /// Connect all, ask, and say by the exit code whether every question was answered.
-    pub async fn run(self, folder: &Path) -> Result<ExitCode> {
-        let clients = self.connect(folder).await?;
+    pub async fn run(self, dir: &Path) -> Result<ExitCode> {
+        let clients = self.connect(dir).await?;
         let run = format!("{:08x}", fastrand::u32(..));
         // Whole questions only; the last is due before the time is over.
         let count = (self.rate * self.seconds).round().max(1.0) as u64;
@@ -134,12 +134,12 @@ impl Load {
     }
 
     /// All devices, some at a time: a broker meets thirty laptops, not a thousand in one moment.
-    async fn connect(&self, folder: &Path) -> Result<Vec<Arc<Client>>> {
+    async fn connect(&self, dir: &Path) -> Result<Vec<Arc<Client>>> {
         let mut clients = Vec::new();
         for tens in (1..=self.devices).collect::<Vec<_>>().chunks(10) {
             let mut connecting = JoinSet::new();
             for n in tens {
-                let mut device = Device::open(&folder.join(format!("{}-{n}", self.name)))?;
+                let mut device = Device::open(&dir.join(format!("{}-{n}", self.name)))?;
                 if let Some(port) = self.port {
                     device = device.through(port);
                 }

@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 struct Cli {
     /// Folder that `make device` writes devices into
     #[arg(long, default_value = "target/devices", global = true)]
-    devices: PathBuf,
+    dir: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
@@ -31,10 +31,10 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Cli { devices, command } = Cli::parse();
+    let Cli { dir, command } = Cli::parse();
     let done = match command {
-        Command::Predict(predict) => predict.run(&devices).await,
-        Command::Load(load) => load.run(&devices).await,
+        Command::Predict(predict) => predict.run(&dir).await,
+        Command::Load(load) => load.run(&dir).await,
     };
     match done {
         Ok(code) => code,

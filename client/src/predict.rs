@@ -72,8 +72,8 @@ struct Outcome {
 
 impl Predict {
     /// Ask, print, and say by the exit code whether every question was answered.
-    pub async fn run(self, devices: &Path) -> Result<ExitCode> {
-        let mut device = Device::open(&devices.join(&self.device))?;
+    pub async fn run(self, dir: &Path) -> Result<ExitCode> {
+        let mut device = Device::open(&dir.join(&self.device))?;
         if let Some(port) = self.port {
             device = device.through(port);
         }

@@ -1,17 +1,18 @@
-//! What a version must show before `live` moves to it: the model's golden rows, and the same answers
-//! as `live` to a broad set of flowers.
+//! What a version must show before `live` moves to it: the model's golden rows, an answer that it
+//! publishes, and the same answers as `live` to a broad set of flowers.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use iris_fn::Model;
 use iris_fn::model::{FEATURE_NAMES, FEATURES, GOLDEN_TOLERANCE};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cloud::Cloud;
-use crate::function::{LIVE, call};
+use crate::cloud::{Cloud, Target};
+use crate::function::{LIVE, SAMPLE_REQUEST, call};
 
 /// Longer than the template's MODEL_TTL, after which a container looks for a newer model.
 const MODEL_WAIT: Duration = Duration::from_secs(30);
@@ -124,6 +125,32 @@ pub async fn golden_rows(cloud: &Cloud, version: &str, model: &Model) -> Result<
         golden.len(),
         model.sha256()
     );
+    Ok(())
+}
+
+/// Call `version` with the event that the rule would make, so that it also publishes its answer: that
+/// takes a right and a connection that no direct call uses. No device can be called `deploy` alone, so
+/// nobody hears it.
+///
+/// # Errors
+/// When the invocation fails, with the function's own words.
+pub async fn rule_event(cloud: &Cloud, version: &str) -> Result<()> {
+    let payload = BASE64_STANDARD.encode(SAMPLE_REQUEST);
+    let event = json!({"payload": payload, "client_id": "deploy"}).to_string();
+    let deadline = Instant::now() + MODEL_WAIT;
+    let mut answer = call(cloud, version, &event).await;
+    // As above: a role that is seconds old. The local cloud's are in force at once.
+    while answer.is_err() && cloud.target == Target::Aws && Instant::now() < deadline {
+        println!("version {version} cannot publish yet (a new role takes a moment), waiting");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        answer = call(cloud, version, &event).await;
+    }
+    let answer = answer.context("called as the rule does")?;
+    ensure!(
+        answer["species"].is_string(),
+        "version {version}, called as the rule does, answered {answer:.300}"
+    );
+    println!("version {version} publishes its answer");
     Ok(())
 }
 

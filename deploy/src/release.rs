@@ -167,6 +167,9 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     let live = live_version(cloud).await?;
     let is_new = live.as_ref() != Some(&version);
     let mut checked = check::golden_rows(cloud, &version, &model).await;
+    if checked.is_ok() {
+        checked = check::rule_event(cloud, &version).await;
+    }
     if checked.is_ok() && is_new {
         checked = check::shadow(cloud, &version, &model, settings.max_changed).await;
     }

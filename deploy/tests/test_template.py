@@ -121,6 +121,19 @@ def test_the_bucket_is_private_encrypted_versioned_and_tls_only(template):
     assert deny["Resource"] == [{"Fn::Sub": arn}, {"Fn::Sub": f"{arn}/*"}]
 
 
+def test_the_alias_is_left_to_the_deployer(template):
+    """With any other text here, the next deploy would point `live` back to version 1."""
+    assert template["Resources"]["Live"] == {
+        "Type": "AWS::Lambda::Alias",
+        "Condition": "HasCode",
+        "Properties": {
+            "FunctionName": {"Ref": "Function"},
+            "FunctionVersion": {"Fn::GetAtt": ["FirstVersion", "Version"]},
+            "Name": "live",
+        },
+    }
+
+
 def test_logs_end_and_dead_letters_are_encrypted(template):
     logs = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::Logs::LogGroup"]
     assert logs and all(1 <= each["RetentionInDays"] <= 30 for each in logs)

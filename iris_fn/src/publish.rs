@@ -36,7 +36,8 @@ impl IotPublisher {
     /// is tried again until the call's time is over: the answer is there, and it is all that is missing.
     pub fn new(config: &SdkConfig) -> Self {
         let retries = RetryConfig::standard()
-            .with_max_attempts(u32::MAX)
+            // More than fit into a call's time. The SDK counts up to it once, so not "for ever".
+            .with_max_attempts(30)
             .with_initial_backoff(Duration::from_millis(100))
             .with_max_backoff(Duration::from_secs(1));
         let config = Builder::from(config).retry_config(retries).build();

@@ -189,7 +189,8 @@ def build_library() -> None:
     # Every platform's crates: the kernel works offline, and Cargo wants to see the whole lock file.
     run("cargo", "fetch", "--locked")
     run(
-        "cargo", "build", "--locked", "--profile", "notebook", "--package", "workshop", "--package", "deploy", "--package", "client",
+        "cargo", "build", "--locked", "--profile", "notebook",
+        "--package", "workshop", "--package", "deploy", "--package", "client",
         env={"CARGO_ENCODED_RUSTFLAGS": "-Cprefer-dynamic", "CARGO_TARGET_DIR": str(TARGET)},
     )  # fmt: skip
 
@@ -250,8 +251,8 @@ def main() -> int:
             sources = [ROOT / "Cargo.lock", ROOT / "Cargo.toml"]
             for crate in (ROOT / "notebooks/workshop", ROOT / "iris_fn", ROOT / "deploy", ROOT / "client"):
                 sources += [crate / "Cargo.toml", crate / "src"]
-            sources += [ROOT / "deploy" / name for name in ("template.yaml", "build.rs", "deployer-policy.json")]
-            sources.append(ROOT / "data/iris.csv")
+            sources += [ROOT / "deploy" / name for name in ("template.yaml", "deployer-policy.json")]
+            sources += [HERE / "rpath.rs", ROOT / "data/iris.csv"]
             step("Python tools", digest(HERE / "requirements.txt", sys.version, str(ROOT)), VENV / "bin/jupyter", install_python_tools)
             step("Rust kernel (evcxr)", EVCXR_VERSION, EVCXR, install_evcxr)
             step("notebook library, deployer and client", digest(*sources, rustc), LIBRARY, build_library)

@@ -1,10 +1,10 @@
-//! The deployer is built together with the notebooks' library, against the shared standard library
-//! (see notebooks/kernel/setup.py); this tells it where that lies, so that it runs without Cargo.
+//! The deployer and the client are built together with the notebooks' library, against the shared standard
+//! library (see setup.py); this tells them where that lies, so that they run without Cargo.
 
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../notebooks/kernel/rpath.rs");
     let rustc = std::env::var_os("RUSTC").expect("Cargo sets RUSTC for build scripts");
     let output = Command::new(rustc)
         .args(["--print", "target-libdir"])
