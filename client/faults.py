@@ -289,12 +289,18 @@ class Asker:
             self.send(json.dumps({"request_id": request_id, **dict(zip(FEATURES, flower))}))
 
     def send(self, text):
-        self.process.stdin.write(text + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(text + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return  # the client has ended: `finish` says why
 
     def finish(self, seconds=60):
         """Wait until every question has ended."""
-        self.process.stdin.close()
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
         self.process.wait(seconds)
         self.reader.join(10)
         must(self.counters, f"the client ended with {self.process.returncode}: {self.process.stderr.read()}")
@@ -573,11 +579,14 @@ def _(world, asker):
 
 
 def current(world, content):
+    began = int(time.time() * 1000)
     world.cloud.client("s3").put_object(Bucket=BUCKET, Key="models/current.json", Body=content)
     time.sleep(8)  # MODEL_TTL is 5 s
-    _, log, _ = world.cloud.make("logs")
     world.cloud.publish(world.good)
-    must("the last good model stays in use" in log, "no container looked at it")
+    log = world.cloud.client("logs").filter_log_events(
+        logGroupName=f"/aws/lambda/{FUNCTION}", startTime=began, filterPattern='"the last good model stays in use"'
+    )
+    must(log["events"], "no container looked at it")
     return "refused by its containers, the last good model served on"
 
 
@@ -809,34 +818,33 @@ def _(world):
 # --- dead letters -----------------------------------------------------------
 
 
-@alone("answers that cannot be published become dead letters, and are sent once they are asked again")
+@alone("answers that cannot be published become dead letters, and are sent when asked again")
 def _(world):
     cloud, count = world.cloud, 3
     world.gateway.closed.add("iot")
     asker = Asker(world, deadline=8)
-    asker.ask(flowers(count), 10)
     began = time.monotonic()
     try:
-        while (letters := cloud.must("dlq").count(f"{STACK}-asker  q-")) < count:
-            must(time.monotonic() - began < 180, f"{letters} of {count} dead letters after 180 s")
+        asker.ask(flowers(count), 10)
+        asker.finish()  # it has given up by now
+        asked = count + asker.counters["retried"]  # each asking is a message of its own
+        while (letters := cloud.must("dlq").count(f"{STACK}-asker  q-")) < asked:
+            must(time.monotonic() - began < 240, f"{letters} of {asked} dead letters after 240 s")
             time.sleep(2)
     finally:
         world.gateway.closed.clear()
-    with Device("asker", folder=world.devices / "asker") as device:  # the asker has given up; somebody hears it yet
+    with Device("asker", folder=world.devices / "asker") as device:
         device.listening()
         cloud.must("redrive")
-        heard = Counter(device.inbox.get(timeout=10)["request_id"] for _ in range(letters))
+        heard = Counter()
         try:
-            extra = device.inbox.get(timeout=1)
-            raise Fault(f"answered twice: {extra}")
+            while True:
+                heard[device.inbox.get(timeout=2)["request_id"]] += 1
         except queue.Empty:
             pass
     must("no dead letters" in cloud.must("dlq"), "some are left")
-    must(len(heard) == count, f"heard {heard}")
-    asker.process.stdin.close()
-    asker.process.wait(60)
-    asker.reader.join(10)
-    return asker.tally(), f"{letters} dead letters, each answered once when asked again", asker.counters
+    must(heard.total() == letters and len(heard) == count, f"{letters} dead letters, answered {dict(heard)}")
+    return asker.tally(), f"{letters} dead letters after three tries each, all answered when asked again", asker.counters
 
 
 def line(name, columns):
@@ -844,6 +852,7 @@ def line(name, columns):
 
 
 def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cloud is stopped then too
     wanted = os.environ.get("CASE", "").lower()
     cases = [(name, run) for name, run in CASES if wanted in name.lower()]
     if not cases:
@@ -859,7 +868,7 @@ def main():
                 tally, seen, counters = run(world)
                 ok = not (tally["lost"] or tally["wrong"] or tally["duplicates_shown"])
             except (Fault, subprocess.TimeoutExpired, AssertionError) as error:
-                tally, seen, counters, ok = Counter(), f"{type(error).__name__}: {error}", {}, False
+                tally, seen, counters, ok = Counter(), f"{type(error).__name__}: {error}"[:500], {}, False
             finally:
                 world.gateway.closed.clear()
                 world.wire.swallow = None

@@ -48,9 +48,13 @@ DEFAULTS = {
     # How long a `bootstrap` may idle. AWS does not say how long (minutes); here it is a little more than
     # the shortest schedule, so that a workshop sees both: a cold start after a pause, and none when kept warm.
     "LAMBDA_WARM_TTL_SECONDS": "75",
+    # How many calls may run at once, each in a process of its own. AWS gives an account 1,000, a new one often 10;
+    # this is what a laptop bears. One call more is throttled, and one from a rule waits for its turn.
+    "LAMBDA_ACCOUNT_CONCURRENCY": "64",
     "AWS_REGION": "us-east-1",  # for what no request names a region
 }
 START_SECONDS, STOP_SECONDS = 60, 40
+QUEUED_CALLS = 16  # of the calls at once, those from rules and other asynchronous ones
 NOT_RUNNING = 3  # the exit code of `status`, as the Linux Standard Base has it
 READY = "/_ministack/ready"
 
@@ -63,6 +67,7 @@ class Settings:
         self.ports = {name: self._number(name, 65535) for name in ("GATEWAY_PORT", "IOT_MTLS_PORT")}
         self.gateway, self.mqtt = self.ports.values()
         self._number("LAMBDA_WARM_TTL_SECONDS", 86400)
+        self._number("LAMBDA_ACCOUNT_CONCURRENCY", 1000)
         if self.gateway == self.mqtt:
             sys.exit(f"GATEWAY_PORT and IOT_MTLS_PORT are both {self.mqtt}: give each its own.")
         self.dir = Path(self.values["LOCAL_DIR"]).absolute()
@@ -429,6 +434,8 @@ def invoke_as_lambda_does(iot, lambda_svc):
     - That queue knows the function's own event-invoke configuration only. Here the
       one of the called alias counts, with its on-failure destination.
     - A throttled call in the queue is a failed try. Here, as on AWS, it just waits.
+    - All that is in the queue runs at once, be it thousands, each call in a process of
+      its own. Here a few do, and the others wait: they are answered sooner that way.
     - Reserved concurrency is forgotten when an alias is called.
     """
     find, functions = take(lambda_svc, "_get_func_record_for_ref_in_scope"), take(lambda_svc, "_functions")
@@ -436,6 +443,7 @@ def invoke_as_lambda_does(iot, lambda_svc):
     enqueue, execute = take(lambda_svc, "invoke_async_with_retry"), take(lambda_svc, "_execute_function")
     report = take(lambda_svc, "_emit_lambda_metrics")
     caller = contextvars.ContextVar("caller", default=None)  # None, "queue" or "rule"
+    turns = threading.Semaphore(QUEUED_CALLS)
 
     def call_as(who, call, *args):
         contextvars.copy_context().run(lambda: (caller.set(who), call(*args)))
@@ -460,6 +468,10 @@ def invoke_as_lambda_does(iot, lambda_svc):
     def execute_function(func, event):
         if not caller.get():
             return execute(func, event)
+        with turns:
+            return execute_in_turn(func, event)
+
+    def execute_in_turn(func, event):
         max_age = (func.get("event_invoke_config") or {}).get("MaximumEventAgeInSeconds", 6 * 3600)
         give_up, pause = time.time() + max_age, 0.2
         while True:

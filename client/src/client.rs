@@ -32,8 +32,9 @@ const CONNECT_SECONDS: u64 = 3;
 pub struct Settings {
     /// How long a question stays open, from when it is taken to its reply. 15 s.
     pub deadline: Duration,
-    /// How many questions may be open; the next one waits. 100, which is also how many unacknowledged
-    /// messages AWS IoT takes from one client
+    /// How many questions may be open; the next one waits. 16: a burst had better wait here, where a
+    /// place is free as soon as an answer comes, than in the cloud, where it would be asked again
+    /// meanwhile. At most 100, which is how many unacknowledged messages AWS IoT takes from one client
     /// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
     pub open: u16,
     /// How long the first connection is tried. 10 s.
@@ -44,7 +45,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(15),
-            open: 100,
+            open: 16,
             connect: Duration::from_secs(10),
         }
     }

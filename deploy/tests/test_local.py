@@ -108,8 +108,8 @@ class Cloud:
         assert "Traceback" not in out + err, out + err
         return process.returncode, out, err
 
-    def start(self):
-        code, out, err = self.run("start")
+    def start(self, **changes):
+        code, out, err = self.run("start", **changes)
         assert code == 0, err
         return out
 
@@ -491,6 +491,25 @@ def test_reserved_concurrency_holds_for_an_alias_and_a_rule_waits_for_its_turn(c
         return [event for event in events if event["message"].startswith("REPORT")]
 
     wait_for(lambda: len(reports()) == 3)
+
+
+def test_calls_at_once_are_as_many_as_a_laptop_bears(stopped):
+    cloud = stopped
+    cloud.start(LAMBDA_ACCOUNT_CONCURRENCY="3")
+    alias = cloud.create_function()
+    rule = {"sql": "SELECT * FROM 'ask/+'", "actions": [{"lambda": {"functionArn": alias}}]}
+    cloud.client("iot").create_topic_rule(ruleName="ask", topicRulePayload=rule)
+    logs = cloud.client("logs")
+    logs.create_log_group(logGroupName="/aws/lambda/fn")
+    for _ in range(12):
+        cloud.client("iot-data").publish(topic="ask/me", qos=1, payload=json.dumps({"seconds": 0.3}))
+
+    def done():
+        events = logs.filter_log_events(logGroupName="/aws/lambda/fn")["events"]
+        return sum(event["message"].startswith("REPORT") for event in events)
+
+    wait_for(lambda: done() == 12)  # all had their turn
+    assert 1 <= (cloud.dir / "ministack.log").read_text().count("environment spawned for fn") <= 3
 
 
 # --- MiniStack changes under our feet ---------------------------------------
