@@ -848,7 +848,11 @@ def _(world):
             pass
     must("no dead letters" in cloud.must("dlq"), "some are left")
     must(heard.total() == letters and len(heard) == count, f"{letters} dead letters, answered {dict(heard)}")
-    return asker.tally(), f"{letters} dead letters after three tries each, all answered when asked again", asker.counters
+    return (
+        asker.tally(),
+        f"{letters} dead letters after three tries each, all answered when asked again",
+        asker.counters,
+    )
 
 
 def line(name, columns):

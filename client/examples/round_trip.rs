@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use client::{Client, Device, Settings, question};
-use rumqttc::{AsyncClient, Event, EventLoop, Packet, QoS};
+use rumqttc::{AsyncClient, Event, Packet, QoS};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 const FLOWER: [f64; 4] = [5.9, 3.0, 4.2, 1.5];
 /// The first answers meet a cold container, and find nothing in any cache.
@@ -45,34 +47,32 @@ async fn by_rumqttc(folder: &Path, count: usize) -> Result<Vec<Duration>> {
     let device = Device::open(folder)?;
     let (mqtt, mut events) = AsyncClient::new(device.options(), 10);
     events.network_options.set_tcp_nodelay(true);
+    let (to, mut inbox) = mpsc::channel(10);
+    tokio::spawn(async move {
+        while let Ok(event) = events.poll().await {
+            if let Event::Incoming(packet @ (Packet::SubAck(_) | Packet::Publish(_))) = event {
+                let _ = to.send(packet).await;
+            }
+        }
+    });
+    let mut next = async || {
+        let packet = timeout(Duration::from_secs(15), inbox.recv()).await;
+        packet
+            .context("nothing came in 15 s")?
+            .context("the connection was lost")
+    };
     mqtt.subscribe(device.response_topic(), QoS::AtLeastOnce)
         .await?;
-    until(&mut events, |packet| matches!(packet, Packet::SubAck(_))).await?;
+    next().await?;
     let mut times = Vec::with_capacity(count);
     for n in 0..count {
         let asked = Instant::now();
         let request = question(&n.to_string(), FLOWER).to_string();
         mqtt.publish(device.request_topic(), QoS::AtLeastOnce, false, request)
             .await?;
-        until(&mut events, |packet| matches!(packet, Packet::Publish(_))).await?;
+        next().await?;
         times.push(asked.elapsed());
     }
     mqtt.disconnect().await?;
-    while events.poll().await.is_ok() {}
     Ok(times)
-}
-
-async fn until(events: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> Result<()> {
-    let found = async {
-        loop {
-            if let Event::Incoming(packet) = events.poll().await?
-                && wanted(&packet)
-            {
-                return Ok(());
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(15), found)
-        .await
-        .context("nothing came in 15 s")?
 }

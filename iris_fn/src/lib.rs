@@ -9,8 +9,9 @@
 //! | `handler` | a Lambda event in, a reply out | by its event's shape only |
 //! | `metrics` | the log line of a call, which is also its metrics | by that line's format only |
 //! | `store`, `publish` | the model from S3, the answer to MQTT | yes |
+//! | `aws` | region, credentials, whom to trust | yes |
 //!
-//! The last three rows are behind the `lambda` feature (on by default). The notebooks load the crate
+//! The last four rows are behind the `lambda` feature (on by default). The notebooks load the crate
 //! without it: training and serving share one model type and one arithmetic, so they cannot drift.
 
 pub mod error;
@@ -18,6 +19,8 @@ pub mod model;
 pub mod predict;
 pub mod request;
 
+#[cfg(feature = "lambda")]
+pub mod aws;
 #[cfg(feature = "lambda")]
 pub mod handler;
 #[cfg(feature = "lambda")]
