@@ -346,14 +346,20 @@ fn since_1970() -> f64 {
         .map_or(0.0, millis)
 }
 
-/// Ask about the flowers of the data, round and round, while the run is on.
+/// Ask about the flowers of the data, round and round and each time in another order, while the run is on.
 pub async fn run(asking: Arc<Asking>) {
     let every = Duration::from_secs_f64(1.0 / asking.rate);
     let room = Arc::new(Semaphore::new(RUN_OPEN));
     let mut on = asking.on.subscribe();
     let mut open = JoinSet::new();
     let mut due = tokio::time::Instant::now();
-    for row in (0..asking.data.flowers.len()).cycle() {
+    let mut rows: Vec<usize> = (0..asking.data.flowers.len()).collect();
+    for n in (0..rows.len()).cycle() {
+        // The data is sorted by species.
+        if n == 0 {
+            fastrand::shuffle(&mut rows);
+        }
+        let row = rows[n];
         if on.wait_for(|on| *on).await.is_err() {
             return;
         }
