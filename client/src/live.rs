@@ -42,7 +42,7 @@ use guard::{Guard, Refusal};
 /// What `live` may be told.
 #[derive(Args)]
 pub struct Live {
-    /// Questions a second of the run, which goes round and round the flowers (AWS IoT takes 100 from a device)
+    /// Questions a second, round and round the flowers while a page is open (AWS IoT takes 100 from a device)
     #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
     rate: f64,
     /// Port of the page; 0 for any that is free

@@ -27,7 +27,7 @@ class StandIn:
     def __init__(self, folder):
         self.folder, self.model, self.delay = folder, "a" * 64, 0.0
         self.said_goodbye = False
-        self._writers, self._loop = set(), asyncio.new_event_loop()
+        self._open, self._loop = {}, asyncio.new_event_loop()
 
     def __enter__(self):
         device = self.folder / "live"
@@ -43,18 +43,24 @@ class StandIn:
         return self
 
     def __exit__(self, *_):
-        self.hang_up()
-        self._loop.call_soon_threadsafe(self._server.close)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
+
+    async def _end(self):
+        self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
+        await asyncio.gather(*self._open.values())
 
     def hang_up(self):
         """End all connections, without a word."""
-        for writer in list(self._writers):
+        for writer in list(self._open):
             self._loop.call_soon_threadsafe(writer.transport.abort)
 
     async def _connection(self, reader, writer):
-        self._writers.add(writer)
+        self._open[writer] = asyncio.current_task()
         try:
             while True:
                 kind, body = await packet(reader)
@@ -79,7 +85,7 @@ class StandIn:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            self._writers.discard(writer)
+            del self._open[writer]
             writer.close()
 
     def _answer(self, payload):

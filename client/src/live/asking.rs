@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use super::guard::Refusal;
 
@@ -25,6 +25,8 @@ const PAGES_OPEN: usize = 16;
 const PAGES: usize = 200;
 /// A run that was held up makes up for this much of it, and lets the rest go.
 const CATCH_UP: Duration = Duration::from_millis(250);
+/// How often it is looked whether somebody looks.
+const NOBODY: Duration = Duration::from_millis(100);
 /// Answers that are kept for pages which are slow to fetch them.
 const BEHIND: usize = 1024;
 
@@ -346,7 +348,8 @@ fn since_1970() -> f64 {
         .map_or(0.0, millis)
 }
 
-/// Ask about the flowers of the data, round and round and each time in another order, while the run is on.
+/// Ask about the flowers of the data, round and round and each time in another order, while the run is on and
+/// somebody looks: a forgotten terminal costs nothing.
 pub async fn run(asking: Arc<Asking>) {
     let every = Duration::from_secs_f64(1.0 / asking.rate);
     let room = Arc::new(Semaphore::new(RUN_OPEN));
@@ -362,6 +365,9 @@ pub async fn run(asking: Arc<Asking>) {
         let row = rows[n];
         if on.wait_for(|on| *on).await.is_err() {
             return;
+        }
+        while asking.answers.receiver_count() == 0 {
+            sleep(NOBODY).await;
         }
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;

@@ -4,7 +4,7 @@ const SPECIES = ["setosa", "versicolor", "virginica"];
 const FEATURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"];
 const PLANE = { width: 7.5, height: 2.8 };  // cm, petal length and width
 const SPARK = 700;  // ms that an arrival is lit
-const ROWS = 10;
+const ROWS = 8;
 const KEPT = 1000;  // marks, and round trips
 const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -189,6 +189,8 @@ function frame(now) {
 // --- words ---------------------------------------------------------------------------------------------
 
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
+const centimetres = (flower) =>
+  flower.map((cm) => cm.toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 3 })).join(" · ");
 const duration = (ms) => (ms < 10 ? ms.toFixed(1) : ms.toFixed(0));
 
 function element(name, properties = {}, ...children) {
@@ -214,7 +216,7 @@ function place(into, waiting) {
     return { name, bar, p };
   });
   const why = element("p", { className: "why" });
-  into.append(element("div", { className: "answer" }, said, bars, why));
+  into.append(said, bars, why);
   return (answer) => {
     said.replaceChildren(shape(answer.species), answer.species ?? `${answer.outcome}: ${answer.error.code}`);
     for (const { name, bar, p } of filled) {
@@ -227,7 +229,7 @@ function place(into, waiting) {
 }
 
 function explained({ outcome, error, truth, species, flower, ms, cold_start, in_distribution, model }) {
-  const words = [`${flower.join(" · ")} cm`, `${duration(ms)} ms there and back`];
+  const words = [`${centimetres(flower)} cm`, `${duration(ms)} ms there and back`];
   if (outcome !== "answered") return `${error.message}. ${words.join(", ")}.`;
   if (cold_start) words.push("a cold start");
   if (truth) words.push(truth === species ? "as the data says" : `the data says ${truth}`);
@@ -256,7 +258,7 @@ function write() {
     if (last.length) showLatest(last[0]);
     last.forEach((answer, n) => {
       const [flower, said, p, ms] = rows[n];
-      flower.textContent = answer.flower.map((cm) => cm.toFixed(1)).join(" · ");
+      flower.textContent = centimetres(answer.flower);
       said.replaceChildren(shape(answer.species), answer.species ?? `${answer.outcome}: ${answer.error.code}`);
       p.textContent = answer.species ? percent(answer.probabilities[answer.species]) : "–";
       ms.textContent = duration(answer.ms);
