@@ -80,14 +80,14 @@ class Server:
             self.process.kill()
             self.process.stdout.close()
 
-    def request(self, method, path, body=None, headers=None, **changes):
+    def request(self, method, path, body=None, host="127.0.0.1", **changes):
         """(status, headers, body) of a request as our own page would send it, but for `changes` of its headers."""
-        ours = f"127.0.0.1:{self.port}"
-        headers = {"Host": ours, **(headers or {})}
+        ours = f"{host}:{self.port}"
+        headers = {"Host": ours}
         if method == "POST":
             headers |= {"Origin": f"http://{ours}", "Content-Type": "application/json"}
         headers |= {name.replace("_", "-"): value for name, value in changes.items()}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection(host, self.port, timeout=20)
         try:
             connection.request(method, path, body, {name: value for name, value in headers.items() if value})
             response = connection.getresponse()
@@ -103,6 +103,13 @@ class Server:
         """Resident, in MB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", text).group(1)) / 1024
+
+
+def own_address():
+    """This machine's, in its network: connecting a UDP socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return probe.getsockname()[0]
 
 
 def wait_for(condition, seconds=15):
@@ -485,11 +492,8 @@ def test_on_loopback_only_our_own_page_may_ask(server):
     assert server.request("POST", "/ask", "x" * 2000)[0] == 413
     assert server.request("GET", "/ask")[0] == 405
     # It is not reached from outside.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))
-        own = probe.getsockname()[0]
     with pytest.raises(OSError):
-        socket.create_connection((own, server.port), 1)
+        socket.create_connection((own_address(), server.port), 1)
 
 
 def test_every_answer_carries_the_policy(server):
@@ -509,7 +513,10 @@ def test_the_room_needs_the_token(stand_in, page):
         status, headers, _ = server.request("GET", f"/?token={token}")
         assert status == 200
         assert headers["set-cookie"] == f"live_token={token}; HttpOnly; SameSite=Strict; Path=/"
-        assert server.ask(SETOSA, Cookie=f"live_token={token}")[0] == 200
+        ours = {"host": own_address(), "Cookie": f"live_token={token}"}
+        assert server.ask(SETOSA, **ours)[0] == 200
+        status, _, told = server.request("POST", "/run", '{"on": false}', **ours)
+        assert (status, json.loads(told)["error"]["code"]) == (403, "not_at_the_machine")
         page.open(server.url)
         wait_for(lambda: page.text("#link") == "Connected")
         assert token not in page.driver.current_url

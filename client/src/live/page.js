@@ -312,7 +312,7 @@ on("status", (status) => {
   $("per_second").textContent = status.per_second < 10 ? status.per_second.toFixed(1) : Math.round(status.per_second);
   const sorted = roundTrips.toSorted((a, b) => a - b);
   $("median").textContent = sorted.length ? `${duration(sorted[sorted.length >> 1])} ms` : "–";
-  $("rate").textContent = status.on ? `The run asks ${status.rate} times a second, unless too many answers are open.`
+  $("rate").textContent = status.on ? `The run asks up to ${status.rate} times a second, while a page is open.`
     : "The run is paused.";
   running = status.on;
   $("run").textContent = running ? "Pause the run" : "Start the run";
