@@ -163,6 +163,10 @@ load: $(CLOUD) ## Ask at a steady rate from many devices: make load RATE=50 SECO
 	@$(DEPLOY) device load --count "$${DEVICES:-5}" >&2
 	@$(CLIENT) load $${RATE:+--rate "$$RATE"} $${SECONDS:+--seconds "$$SECONDS"} --devices "$${DEVICES:-5}"
 
+live: $(CLOUD) ## Watch a run in the browser and ask about your own flower: RATE=20; ROOM=1 lets the room in
+	@$(DEPLOY) device live >&2
+	@$(CLIENT) live
+
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
 	@$(DEPLOY) class $(ZIP)
@@ -202,4 +206,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy class class-destroy predict load dlq redrive test bench faults fuzz clean
+.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive test bench faults fuzz clean

@@ -2,6 +2,7 @@
 //! function will bear. `make` calls this with the right settings.
 
 mod latency;
+mod live;
 mod load;
 mod predict;
 
@@ -27,6 +28,8 @@ enum Command {
     Predict(predict::Predict),
     /// Ask at a steady rate from many devices, and print how long the answers took
     Load(load::Load),
+    /// Show a run, and ask for one's own flower, in a browser
+    Live(live::Live),
 }
 
 #[tokio::main]
@@ -35,6 +38,7 @@ async fn main() -> ExitCode {
     let done = match command {
         Command::Predict(predict) => predict.run(&dir).await,
         Command::Load(load) => load.run(&dir).await,
+        Command::Live(live) => live.run(&dir).await,
     };
     match done {
         Ok(code) => code,

@@ -120,8 +120,8 @@ mod tests {
     #[test]
     fn each_attempt_waits_longer_up_to_a_limit() {
         let timer = RetryTimer::new();
-        for attempt in 1..4 {
-            assert!(timer.wait(attempt) < timer.wait(attempt + 1) * 3 / 4 + LONGEST / 4);
+        for attempt in 1..3 {
+            assert!(timer.wait(attempt) < timer.wait(attempt + 1));
         }
         assert!(timer.wait(u32::MAX) <= LONGEST);
     }

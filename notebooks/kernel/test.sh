@@ -9,7 +9,7 @@ cargo fmt --all --check
 cargo fmt --manifest-path iris_fn/fuzz/Cargo.toml --check
 
 say "unit, property and doc tests"
-cargo test --locked --package iris_fn --package deploy
+cargo test --locked --package iris_fn --package deploy --package client
 
 say "lints"
 cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -26,5 +26,5 @@ target/tools/checkov/bin/checkov --config-file deploy/tests/checkov.yaml
 say "the function is built and zipped"
 make build
 
-say "the local cloud, the notebook runner, the whole path, and the notebooks themselves"
-.venv/bin/python -m pytest -p no:cacheprovider deploy/tests notebooks/kernel
+say "the live page, the local cloud, the notebook runner, the whole path, and the notebooks themselves"
+.venv/bin/python -m pytest -p no:cacheprovider client/tests deploy/tests notebooks/kernel

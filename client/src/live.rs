@@ -1,0 +1,268 @@
+//! `client live`: a page that shows every flower of a run arriving, and asks about one's own.
+//!
+//! A device like any other, with a certificate of its own, that hands on what it hears: the browser has no
+//! certificate and speaks no MQTT. What changes goes to the pages as server-sent events, what a page wants
+//! comes as a small POST.
+//!
+//! * [`asking`]: the run, the questions of the pages, and what became of each.
+//! * [`regions`]: what the model would say all over the petal plane.
+//! * [`events`]: the stream to one page, and what it leaves out when there is more than a page can draw.
+//! * [`guard`]: who is let in.
+
+mod asking;
+mod events;
+mod guard;
+mod regions;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use clap::Args;
+use clap::builder::FalseyValueParser;
+use client::{Client, Device, Settings};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::predict::positive;
+use asking::{Asking, Data, Flower};
+use guard::{Guard, Refusal};
+
+/// What `live` may be told.
+#[derive(Args)]
+pub struct Live {
+    /// Questions a second, round and round the flowers while a page is open (AWS IoT takes 100 from a device)
+    #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
+    rate: f64,
+    /// Port of the page; 0 for any that is free
+    #[arg(long, env = "LIVE_PORT", default_value_t = 8890)]
+    port: u16,
+    /// Let in whoever in the room has the printed address, which holds a token. Unencrypted, as http is
+    #[arg(long, env = "ROOM", value_parser = FalseyValueParser::new())]
+    open_to_room: bool,
+    /// Only print the address
+    #[arg(long, env = "NO_BROWSER", value_parser = FalseyValueParser::new())]
+    no_browser: bool,
+    /// The flowers of the run, with their species
+    #[arg(long, default_value = "data/iris.csv", value_name = "FILE")]
+    csv: PathBuf,
+    /// The device that asks
+    #[arg(long, default_value = "live")]
+    device: String,
+}
+
+/// Longest body that is read: four numbers need far less.
+const MAX_BODY: usize = 1024;
+/// How long the pages may take to hear that it is over.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+impl Live {
+    /// Connect, serve the page, and go on until Ctrl-C.
+    pub async fn run(self, dir: &Path) -> Result<ExitCode> {
+        let device = Device::open(&dir.join(&self.device))?;
+        let data = Data::read(&self.csv)?;
+        let host = if self.open_to_room {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
+        let listener = TcpListener::bind((host, self.port))
+            .await
+            .with_context(|| {
+                format!(
+                    "cannot listen on port {}: LIVE_PORT=0 takes any that is free",
+                    self.port
+                )
+            })?;
+        let guard = if self.open_to_room {
+            Guard::room()?
+        } else {
+            Guard::loopback()
+        };
+        let client = Client::connect(&device, Settings::default()).await?;
+        let asking = Arc::new(Asking::new(client, data, self.rate));
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(asking::run(Arc::clone(&asking)));
+        tasks.spawn(asking::report(Arc::clone(&asking)));
+        tasks.spawn(regions::keep(Arc::clone(&asking)));
+        let url = announce(&guard, listener.local_addr()?.port());
+        if !self.no_browser {
+            // A machine without a browser has the address on its terminal.
+            let _ = open::that_detached(&url);
+        }
+
+        let app =
+            router(Arc::clone(&asking), guard).into_make_service_with_connect_info::<SocketAddr>();
+        let mut ending = asking.ending();
+        let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+            let _ = ending.wait_for(|over| *over).await;
+        });
+        let mut server = tokio::spawn(server.into_future());
+        tokio::select! {
+            stop = tokio::signal::ctrl_c() => stop.context("cannot wait for Ctrl-C")?,
+            ended = &mut server => ended.context("the web server ended badly")??,
+        }
+        asking.end();
+        let _ = timeout(GOODBYE, server).await;
+        tasks.shutdown().await;
+        if let Some(asking) = Arc::into_inner(asking) {
+            asking.close().await;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Print where the page is; the address for this machine's browser comes back.
+fn announce(guard: &Guard, port: u16) -> String {
+    let address =
+        |host: IpAddr| format!("http://{}/{}", SocketAddr::new(host, port), guard.query());
+    let here = address(Ipv4Addr::LOCALHOST.into());
+    println!("live page  {here}");
+    if guard.is_room() {
+        match own_address() {
+            Some(host) => println!("the room   {}", address(host)),
+            None => println!("the room   this machine is on no network"),
+        }
+        println!("           whoever has that address may ask; it is not encrypted");
+    }
+    println!("Ctrl-C ends it.");
+    here
+}
+
+/// The address that this machine has in its network. Connecting a UDP socket only looks up the route:
+/// nothing is sent (and nobody is there: RFC 5737).
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+fn router(asking: Arc<Asking>, guard: Guard) -> Router {
+    let file = |content_type: &'static str, text: &'static str| {
+        get(move || async move { ([(header::CONTENT_TYPE, content_type)], text) })
+    };
+    Router::new()
+        .route(
+            "/",
+            file("text/html; charset=utf-8", include_str!("live/page.html")),
+        )
+        .route(
+            "/page.css",
+            file("text/css; charset=utf-8", include_str!("live/page.css")),
+        )
+        .route(
+            "/page.js",
+            file(
+                "text/javascript; charset=utf-8",
+                include_str!("live/page.js"),
+            ),
+        )
+        .route(
+            "/icon.svg",
+            file("image/svg+xml", include_str!("live/icon.svg")),
+        )
+        .route("/events", get(watch))
+        .route("/ask", post(ask))
+        .route("/run", post(start_or_pause))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(asking)
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::new(guard),
+            guard::admit,
+        ))
+}
+
+/// A page listens.
+async fn watch(
+    State(asking): State<Arc<Asking>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+) -> Result<Response, Refusal> {
+    let may_pause = peer.ip().is_loopback();
+    Ok(events::stream(asking, may_pause)?.into_response())
+}
+
+/// Somebody's own flower.
+async fn ask(State(asking): State<Arc<Asking>>, body: Bytes) -> Result<Response, Refusal> {
+    let flower: Flower = read(&body)?;
+    let told = asking.ask_for_page(flower.into()).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], told).into_response())
+}
+
+/// What the button of the run sends.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    on: bool,
+}
+
+/// The run goes on or pauses, for everybody: only who sits at this machine decides that.
+async fn start_or_pause(
+    State(asking): State<Arc<Asking>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    body: Bytes,
+) -> Result<(), Refusal> {
+    let Run { on } = read(&body)?;
+    if !peer.ip().is_loopback() {
+        return Err(Refusal::NotAtTheMachine);
+    }
+    asking.turn(on);
+    Ok(())
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(Refusal::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_four_numbers_and_nothing_else() {
+        let good =
+            br#"{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0}"#;
+        let flower: Flower = read(good).unwrap();
+        assert_eq!(<[f64; 4]>::from(flower), [5.1, 3.5, 1.4, 0.0]);
+        for bad in [
+            &b""[..],
+            b"\xff",
+            b"[]",
+            b"{}",
+            br#"{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4}"#,
+            br#"{"sepal_length": "5.1", "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0}"#,
+            br#"{"sepal_length": 1e999, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0}"#,
+            br#"{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0, "x": 1}"#,
+        ] {
+            assert!(
+                matches!(read::<Flower>(bad), Err(Refusal::Malformed(_))),
+                "{}",
+                String::from_utf8_lossy(bad)
+            );
+        }
+    }
+
+    /// The page may load nothing from elsewhere, and its policy would stop what stands in its text.
+    #[test]
+    fn the_page_needs_nothing_but_itself() {
+        let page = include_str!("live/page.html");
+        for elsewhere in [
+            "http:", "https:", "src=\"//", "style=", "onclick=", "<style",
+        ] {
+            assert!(!page.contains(elsewhere), "{elsewhere}");
+        }
+        assert_eq!(page.matches("<script").count(), 1);
+        assert!(page.contains(r#"<script type="module" src="page.js"></script>"#));
+    }
+}

@@ -1,0 +1,192 @@
+//! The stream to one page.
+//!
+//! A page gets every answer while there are few. Beyond [`A_MESSAGE`] answers in [`EVERY`] it gets a sample of
+//! them, evenly picked, and how many they stand for. What a slow browser does not fetch is not kept for it: the
+//! channel drops the oldest, and the page is told how many there were.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::stream::{Stream, unfold};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::asking::{Asking, Shown};
+use super::guard::Refusal;
+
+/// Answers that arrive within this time of each other come in one message: two frames of a screen.
+const EVERY: Duration = Duration::from_millis(33);
+/// Answers of the run in one message.
+const A_MESSAGE: usize = 8;
+
+/// What one page listens to.
+struct Page {
+    about: Option<String>,
+    answers: broadcast::Receiver<Arc<Shown>>,
+    status: watch::Receiver<Arc<str>>,
+    regions: watch::Receiver<Option<Arc<str>>>,
+    over: watch::Receiver<bool>,
+    /// No message with answers before this.
+    quiet_until: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Everything that happens from now on, and how things stand.
+pub fn stream(
+    asking: Arc<Asking>,
+    may_pause: bool,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+    let mut page = Page {
+        about: Some(asking.about(may_pause)),
+        answers: asking.answers(),
+        status: asking.status(),
+        regions: asking.regions.subscribe(),
+        over: asking.ending(),
+        quiet_until: Instant::now(),
+        _place: asking.page()?,
+    };
+    page.status.mark_changed();
+    page.regions.mark_changed();
+    let stream = unfold(page, |mut page| async {
+        let event = page.next().await?;
+        Some((Ok(event), page))
+    });
+    // A comment now and then: a browser that is gone is noticed.
+    Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
+}
+
+impl Page {
+    /// The next event; `None` when it is over.
+    async fn next(&mut self) -> Option<Event> {
+        let event = |name: &str, json: &str| Some(Event::default().event(name).data(json));
+        if let Some(about) = self.about.take() {
+            return event("about", &about);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.over.wait_for(|over| *over) => return None,
+                changed = self.regions.changed() => {
+                    changed.ok()?;
+                    if let Some(regions) = self.regions.borrow_and_update().as_deref() {
+                        return event("regions", regions);
+                    }
+                }
+                changed = self.status.changed() => {
+                    changed.ok()?;
+                    return event("status", &self.status.borrow_and_update());
+                }
+                answers = gather(&mut self.answers, self.quiet_until) => {
+                    self.quiet_until = Instant::now() + EVERY;
+                    return event("answers", &answers?);
+                }
+            }
+        }
+    }
+}
+
+/// What has arrived, once it is time; `None` when nothing will. To be dropped while it waits loses nothing:
+/// from the first answer on, it does not wait.
+async fn gather(
+    answers: &mut broadcast::Receiver<Arc<Shown>>,
+    quiet_until: Instant,
+) -> Option<String> {
+    sleep_until(quiet_until).await;
+    let (mut pages, mut run, mut of) = (Vec::new(), Vec::new(), 0);
+    let mut next = answers.recv().await;
+    loop {
+        match next {
+            Ok(shown) => {
+                of += 1;
+                let kind = if shown.from_page {
+                    &mut pages
+                } else {
+                    &mut run
+                };
+                kind.push(shown);
+            }
+            Err(RecvError::Lagged(missed)) => of += missed,
+            Err(RecvError::Closed) => return None,
+        }
+        next = match answers.try_recv() {
+            Ok(shown) => Ok(shown),
+            Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+        };
+    }
+    Some(message(&pages, &run, of))
+}
+
+/// `{"of": …, "answers": […]}`: all of the pages' own, and the run's as far as there is room.
+fn message(pages: &[Arc<Shown>], run: &[Arc<Shown>], of: u64) -> String {
+    let drawn = run.len().min(A_MESSAGE);
+    // Evenly picked, and the last one always: it is the newest.
+    let run = (1..=drawn).map(|k| &run[k * run.len() / drawn - 1]);
+    let answers: Vec<_> = pages
+        .iter()
+        .chain(run)
+        .map(|shown| shown.json.as_str())
+        .collect();
+    format!(r#"{{"of":{of},"answers":[{}]}}"#, answers.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn shown(json: u64, from_page: bool) -> Arc<Shown> {
+        Arc::new(Shown {
+            json: json.to_string(),
+            from_page,
+        })
+    }
+
+    async fn next(answers: &mut broadcast::Receiver<Arc<Shown>>) -> Value {
+        let text = gather(answers, Instant::now()).await.unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_few_answers_are_all_there() {
+        let to = broadcast::Sender::new(16);
+        let mut answers = to.subscribe();
+        for n in 0..3 {
+            to.send(shown(n, false)).ok();
+        }
+        assert_eq!(
+            next(&mut answers).await,
+            json!({"of": 3, "answers": [0, 1, 2]})
+        );
+    }
+
+    #[tokio::test]
+    async fn of_many_a_sample_is_there_with_the_newest_and_what_people_asked() {
+        let to = broadcast::Sender::new(128);
+        let mut answers = to.subscribe();
+        for n in 0..80 {
+            to.send(shown(n, n == 5)).ok();
+        }
+        let message = next(&mut answers).await;
+        assert_eq!(message["of"], 80);
+        let drawn: Vec<_> = message["answers"].as_array().unwrap().iter().collect();
+        assert_eq!(drawn.len(), A_MESSAGE + 1);
+        assert_eq!((drawn[0], drawn[A_MESSAGE]), (&json!(5), &json!(79)));
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_page_missed_is_counted_and_not_kept() {
+        let to = broadcast::Sender::new(4);
+        let mut answers = to.subscribe();
+        for n in 0..100 {
+            to.send(shown(n, false)).ok();
+        }
+        assert_eq!(
+            next(&mut answers).await,
+            json!({"of": 100, "answers": [96, 97, 98, 99]})
+        );
+    }
+}

@@ -1,0 +1,164 @@
+"""A stand-in for the cloud: an MQTT broker that answers every question itself, as fast as it is asked.
+
+The local cloud answers a few hundred questions a second on a laptop; whether the page bears more can only be seen
+with something that gives more. It speaks as much of MQTT 3.1.1 as one device needs, over TLS in both directions, and
+computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, or to hang up.
+"""
+
+import asyncio
+import json
+import ssl
+import threading
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
+
+from clients import CLASSES, FEATURES, REFERENCE, probabilities
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+CONNECT, PUBLISH, SUBSCRIBE, PING, DISCONNECT = 1, 3, 8, 12, 14
+
+
+class StandIn:
+    """Listens on a free port of 127.0.0.1 from `with` on; `folder/live` is a device that may connect."""
+
+    def __init__(self, folder):
+        self.folder, self.model, self.delay = folder, "a" * 64, 0.0
+        self.said_goodbye = False
+        self._open, self._loop = {}, asyncio.new_event_loop()
+
+    def __enter__(self):
+        device = self.folder / "live"
+        device.mkdir(parents=True)
+        server = certificates(device)
+        started = asyncio.start_server(self._connection, "127.0.0.1", 0, ssl=server)
+        self._server = self._loop.run_until_complete(started)
+        port = self._server.sockets[0].getsockname()[1]
+        endpoint = {"host": "127.0.0.1", "port": port, "client_id": "page-live", "stack": "page"}
+        (device / "endpoint.json").write_text(json.dumps(endpoint))
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self):
+        self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
+        await asyncio.gather(*self._open.values())
+
+    def hang_up(self):
+        """End all connections, without a word."""
+        for writer in list(self._open):
+            self._loop.call_soon_threadsafe(writer.transport.abort)
+
+    async def _connection(self, reader, writer):
+        self._open[writer] = asyncio.current_task()
+        try:
+            while True:
+                kind, body = await packet(reader)
+                if kind == CONNECT:
+                    writer.write(b"\x20\x02\x00\x00")
+                elif kind == SUBSCRIBE:
+                    writer.write(b"\x90\x03" + body[:2] + b"\x01")
+                elif kind == PING:
+                    writer.write(b"\xd0\x00")
+                elif kind == DISCONNECT:
+                    self.said_goodbye = True
+                    return
+                elif kind == PUBLISH:
+                    end = 2 + int.from_bytes(body[:2], "big")
+                    topic, number, payload = body[2:end], body[end : end + 2], body[end + 2 :]
+                    writer.write(b"\x40\x02" + number)
+                    reply = framed(topic.replace(b"/request/", b"/response/"), self._answer(payload))
+                    if self.delay:
+                        self._loop.call_later(self.delay, writer.write, reply)
+                    else:
+                        writer.write(reply)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            del self._open[writer]
+            writer.close()
+
+    def _answer(self, payload):
+        request = json.loads(payload)
+        flowers = [[flower[name] for name in FEATURES] for flower in request.get("flowers", [request])]
+        answer = {"request_id": request["request_id"], "model": self.model, "cold_start": False, "handler_us": 1}
+        if any(not 0 <= x <= 100 for flower in flowers for x in flower):
+            answer = {"request_id": request["request_id"], "error": {"code": "out_of_range", "message": "no flower"}}
+        elif "flowers" in request:
+            answer["predictions"] = [predicted(flower) for flower in flowers]
+        else:
+            answer |= predicted(flowers[0])
+        return json.dumps(answer).encode()
+
+
+def predicted(flower):
+    p = dict(zip(CLASSES, probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], flower)))
+    return {"species": max(p, key=p.get), "probabilities": p, "in_distribution": 1.0 <= flower[2] <= 6.9}
+
+
+async def packet(reader):
+    """(type, body) of the next one."""
+    kind = (await reader.readexactly(1))[0] >> 4
+    length = shift = 0
+    while True:
+        byte = (await reader.readexactly(1))[0]
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return kind, await reader.readexactly(length)
+
+
+def framed(topic, payload):
+    """A message at QoS 0."""
+    body, length = len(topic).to_bytes(2, "big") + topic + payload, b""
+    rest = len(body)
+    while rest > 0x7F:
+        length += bytes([rest & 0x7F | 0x80])
+        rest >>= 7
+    return b"\x30" + length + bytes([rest]) + body
+
+
+def certificates(device):
+    """An authority, a certificate for the broker and one for the device; the TLS context of the broker."""
+    authority = key, name = ec.generate_private_key(ec.SECP256R1()), "stand-in"
+    root = signed(key, name, authority, True)
+    (device / "ca.pem").write_bytes(root)
+    for who in ("device", "broker"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        folder = device if who == "device" else device.parent
+        (folder / "cert.pem").write_bytes(signed(key, who, authority, False))
+        (folder / "key.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(device.parent / "cert.pem", device.parent / "key.pem")
+    context.load_verify_locations(device / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def signed(key, name, authority, ca):
+    def named(text):
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    issuer, issuer_name = authority
+    now = datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(issuer_name))
+    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = builder.add_extension(address, critical=False).sign(issuer, hashes.SHA256())
+    return certificate.public_bytes(serialization.Encoding.PEM)

@@ -1,0 +1,546 @@
+"""The live page in a real browser: headless Chromium, driven by Selenium, looked at by axe-core.
+
+It needs Debian's packages `chromium` and `chromium-driver` (or Chrome and its driver) and `npm`; without them the
+tests that need them are skipped and say so. Screenshots lie in target/live.
+
+Most tests run against a stand-in for the cloud (stand_in.py). `test_the_whole_way` asks the real function in a local
+cloud of its own, or in the one whose device `live` lies in the folder $LIVE_DEVICES.
+"""
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy" / "tests"))
+
+from clients import MODEL, ZIP, Cloud, expected, run  # noqa: E402
+from stand_in import StandIn  # noqa: E402
+
+# `CLIENT` tests another build of it.
+CLIENT = Path(os.environ.get("CLIENT") or ROOT / "target/notebook/client")
+SCREENSHOTS = ROOT / "target/live"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+# npm's own `dist.integrity` of this version.
+AXE, AXE_SHA512 = "axe-core@4.14.1", (
+    "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
+)
+SETOSA = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
+SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
+
+
+# --- the server, the browser ------------------------------------------------------------------------------
+
+
+class Server:
+    """`client live`, on a free port."""
+
+    def __init__(self, devices, **settings):
+        environment = {**os.environ, "LIVE_PORT": "0", "NO_BROWSER": "1", "RATE": "5", **settings}
+        self.process = subprocess.Popen(
+            [CLIENT, "--dir", devices, "live"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        # Its first line says where it is; a server that says nothing has said why on standard error.
+        said = queue.Queue()
+        threading.Thread(target=lambda: said.put(self.process.stdout.readline()), daemon=True).start()
+        self.url = re.search(r"http://\S+", said.get(timeout=30)).group()
+        self.port = int(re.search(r":(\d+)/", self.url).group(1))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """As Ctrl-C does it; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.stdout.close()
+
+    def request(self, method, path, body=None, host="127.0.0.1", **changes):
+        """(status, headers, body) of a request as our own page would send it, but for `changes` of its headers."""
+        ours = f"{host}:{self.port}"
+        headers = {"Host": ours}
+        if method == "POST":
+            headers |= {"Origin": f"http://{ours}", "Content-Type": "application/json"}
+        headers |= {name.replace("_", "-"): value for name, value in changes.items()}
+        connection = http.client.HTTPConnection(host, self.port, timeout=20)
+        try:
+            connection.request(method, path, body, {name: value for name, value in headers.items() if value})
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read().decode()
+        finally:
+            connection.close()
+
+    def ask(self, flower, **changes):
+        status, _, body = self.request("POST", "/ask", json.dumps(flower), **changes)
+        return status, json.loads(body)
+
+    def memory(self):
+        """Resident, in MB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", text).group(1)) / 1024
+
+
+def own_address():
+    """This machine's, in its network: connecting a UDP socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return probe.getsockname()[0]
+
+
+def wait_for(condition, seconds=15):
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+    return value
+
+
+class Page:
+    """A page in the browser, as somebody sees and uses it."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, url, size="desktop", scheme="light", motion="no-preference"):
+        width, height = SIZES[size]
+        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+        self.cdp("Emulation.setEmulatedMedia", features=[dict(name=n, value=v) for n, v in features.items()])
+        self.driver.get(url)
+        return self
+
+    def cdp(self, command, **arguments):
+        return self.driver.execute_cdp_cmd(command, arguments)
+
+    def js(self, script, *arguments):
+        return self.driver.execute_script(f"return {script}", *arguments)
+
+    def later(self, script):
+        """What the promise `script` comes to."""
+        return self.driver.execute_async_script(f"const done = arguments[0]; ({script}).then(done, (e) => done(`${{e}}`))")
+
+    def text(self, selector):
+        return self.js("document.querySelector(arguments[0]).textContent", selector)
+
+    def element(self, id):
+        return self.driver.find_element("id", id)
+
+    def focused(self):
+        return self.js("document.activeElement.id")
+
+    def picture(self, name):
+        """The whole page, into target/live."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        height = self.js("document.documentElement.scrollHeight")
+        width = self.js("innerWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = self.cdp("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        (SCREENSHOTS / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+    def inked(self):
+        """How many pixels of the plane have a mark on them."""
+        return self.js(
+            "(() => { const c = document.getElementById('ink'); const d = c.getContext('2d').getImageData(0, 0,"
+            " c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; })()"
+        )
+
+    def complaints(self):
+        """What the browser wrote on its console, but for a server that went away and pixels that a test reads."""
+        expected = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "willReadFrequently")
+        said = [entry["message"] for entry in self.driver.get_log("browser")]
+        return [text for text in said if not any(word in text for word in expected)]
+
+
+@pytest.fixture(scope="module")
+def driver():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no Chromium here: apt install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    # no-sandbox: Chromium refuses to be root, as in a container, with it.
+    for argument in ("--headless=new", "--hide-scrollbars", *(["--no-sandbox"] if os.geteuid() == 0 else [])):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(30)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver):
+    yield Page(driver)
+    driver.get("about:blank")
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    with StandIn(tmp_path / "devices") as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def server(stand_in):
+    with Server(stand_in.folder) as server:
+        yield server
+
+
+# --- the whole way -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def devices(tmp_path):
+    """A folder with the device `live`, whose questions a real function answers."""
+    if folder := os.environ.get("LIVE_DEVICES"):
+        yield Path(folder)
+        return
+    if not MODEL.exists():
+        code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
+        assert code == 0, out + err
+    cloud = Cloud(tmp_path / "local")
+    cloud.must("local")
+    try:
+        cloud.must("bucket")
+        cloud.publish(MODEL.read_bytes())
+        if not ZIP.exists():
+            cloud.must("build")
+        cloud.must("deploy")
+        cloud.must("device", NAME="live")
+        yield ROOT / "target/devices"
+    finally:
+        cloud.make("destroy")
+        cloud.must("stop")
+
+
+def test_the_whole_way(devices, page):
+    """From the real function to the pixel, and back from the keyboard to the function."""
+    from selenium.webdriver.common.keys import Keys
+
+    with Server(devices) as server:
+        page.open(server.url)
+        wait_for(lambda: page.text("#link") == "Connected")
+        wait_for(lambda: "Model" in page.text("#regions"), 30)
+        wait_for(lambda: page.inked() > 0, 30)
+        slider = page.element("petal_length")
+        slider.send_keys(Keys.HOME)
+        page.element("submit").send_keys(Keys.ENTER)
+        wait_for(lambda: "there and back" in page.text("#own"), 30)
+        assert page.text("#own .said") == "setosa"
+        status, told = server.ask(SETOSA)
+        assert (status, told["outcome"]) == (200, "answered")
+        assert told["probabilities"] == expected(list(SETOSA.values()))
+        status, told = server.ask({**SETOSA, "petal_length": 1e6})
+        assert (status, told["outcome"], told["error"]["code"]) == (200, "refused", "out_of_range")
+        wait_for(lambda: "refused: out_of_range" in page.text("#last"))
+        assert not page.complaints()
+        assert server.stop() == 0
+
+
+# --- what the page shows -----------------------------------------------------------------------------------
+
+
+def test_a_flower_arrives_with_its_answer_probabilities_and_round_trip(server, page):
+    page.open(server.url)
+    wait_for(lambda: page.inked() > 50)
+    species = wait_for(lambda: page.text("#latest .said").removeprefix("None yet"))
+    assert species in ("setosa", "versicolor", "virginica")
+    assert re.search(r"\d+\.\d %", page.text("#latest .bars"))
+    assert re.search(r"there and back, (as the data says|the data says)", page.text("#latest .why"))
+    wait_for(lambda: int(page.text("#answered")) > 5)
+    assert page.text("#sampling") == "Showing every answer."
+    assert "the mean" in page.text("#regions") and "aaaaaaaa" in page.text("#regions")
+    assert page.js("performance.getEntriesByType('resource').every(({ name }) => name.startsWith(location.origin))")
+    assert not page.complaints()
+
+
+def test_by_keyboard_alone(server, page):
+    """Tab to everything, move a slider, ask, pause the run."""
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page.open(server.url)
+    wait_for(lambda: page.text("#link") == "Connected")
+
+    def press(*keys):
+        ActionChains(page.driver).send_keys(*keys).perform()
+
+    def back(times):
+        ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB * times).key_up(Keys.SHIFT).perform()
+
+    visited = []
+    for _ in range(6):
+        press(Keys.TAB)
+        visited.append(page.focused())
+        ring = page.js("getComputedStyle(document.activeElement).outlineStyle")
+        assert ring == "solid", visited
+    assert visited == ["run", "sepal_length", "sepal_width", "petal_length", "petal_width", "submit"]
+    back(2)
+    assert page.focused() == "petal_length"
+    before = float(page.text("output[for=petal_length]").split()[0])
+    press(Keys.ARROW_RIGHT * 3)
+    assert page.text("output[for=petal_length]") == f"{before + 0.3:.1f} cm"
+    press(Keys.END)
+    assert page.element("petal_length").get_attribute("aria-valuetext") == "7.5 centimetres"
+    press(Keys.ENTER)  # a form is sent from any of its fields
+    wait_for(lambda: page.text("#own .said") == "virginica")
+    assert "Unlike any flower" in page.text("#own .why")
+    back(3)
+    assert page.focused() == "run"
+    press(Keys.SPACE)
+    wait_for(lambda: page.text("#run") == "Start the run")
+    wait_for(lambda: page.text("#per_second") == "0.0")
+    press(Keys.ENTER)
+    wait_for(lambda: page.text("#run") == "Pause the run")
+
+
+def test_what_one_page_asks_all_pages_see_and_a_refusal_says_why(server, page):
+    page.open(server.url)
+    wait_for(lambda: page.text("#link") == "Connected")
+    server.request("POST", "/run", '{"on": false}')
+    time.sleep(0.5)  # what was under way has arrived
+    status, told = server.ask({**SETOSA, "petal_length": 1e6})
+    assert (status, told["outcome"], told["error"]["code"]) == (200, "refused", "out_of_range")
+    wait_for(lambda: page.text("#latest .said") == "refused: out_of_range")
+    assert "no flower" in page.text("#latest .why")
+
+
+def test_a_new_model_has_its_own_regions(stand_in, server, page):
+    page.open(server.url)
+    wait_for(lambda: "Model aaaaaaaa" in page.text("#regions"))
+    stand_in.model = "b" * 64
+    wait_for(lambda: "Model bbbbbbbb" in page.text("#regions"))
+
+
+def test_a_lost_connection_is_said_and_comes_back(stand_in, server, page):
+    page.open(server.url)
+    wait_for(lambda: page.text("#link") == "Connected")
+    stand_in.hang_up()
+    wait_for(lambda: page.text("#reconnected") == "1")
+    wait_for(lambda: page.text("#link") == "Connected")
+    assert server.stop() == 0
+    wait_for(lambda: "gone" in page.text("#link"))
+    wait_for(lambda: stand_in.said_goodbye, 2)
+
+
+# --- for everybody -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """axe-core's source, of one version, as npm has it."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm here, which brings axe-core: apt install npm")
+    tools = ROOT / "target/tools"
+    tools.mkdir(parents=True, exist_ok=True)
+    archive = tools / f"{AXE.replace('@', '-')}.tgz"
+    if not archive.exists():
+        subprocess.run(["npm", "pack", "--silent", AXE], cwd=tools, check=True, stdout=subprocess.DEVNULL)
+    data = archive.read_bytes()
+    assert base64.b64encode(hashlib.sha512(data).digest()).decode() == AXE_SHA512, f"{archive} is not what npm signed"
+    with tarfile.open(fileobj=io.BytesIO(data)) as package:
+        return package.extractfile("package/axe.min.js").read().decode()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_accessibility_violation_no_shift_no_sideways_scrolling(server, page, axe, scheme, size):
+    page.open(server.url, size, scheme)
+    page.driver.execute_script(
+        "window.shifts = []; new PerformanceObserver((list) => { for (const { hadRecentInput, value, sources } of"
+        " list.getEntries()) if (!hadRecentInput) window.shifts.push([value, ...sources.map(({ node }) =>"
+        " (node?.outerHTML ?? node?.textContent)?.slice(0, 80))]); }).observe({ type: 'layout-shift', buffered: true })"
+    )
+    page.element("submit").click()
+    wait_for(lambda: "there and back" in page.text("#own"))
+    wait_for(lambda: int(page.text("#answered").replace(",", "")) > 60, 30)
+    page.picture(f"{size}-{scheme}")
+    page.driver.execute_script(axe)
+    found = page.later("axe.run({ resultTypes: ['violations', 'incomplete'] })")
+    for kind in ("violations", "incomplete"):
+        told = [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found[kind]]
+        assert not told, kind
+    assert len(found["passes"]) > 15
+    assert page.js("document.documentElement.scrollWidth <= innerWidth")
+    shifts = page.js("window.shifts")
+    assert sum(value for value, *_ in shifts) < 0.02, shifts
+    assert not page.complaints()
+
+
+def test_reduced_motion_grows_no_rings(server, page):
+    page.open(server.url, motion="reduce")
+    wait_for(lambda: page.inked() > 50)
+    assert page.js("matchMedia('(prefers-reduced-motion: reduce)').matches")
+    assert not page.complaints()
+
+
+# --- how fast ----------------------------------------------------------------------------------------------
+
+
+def percentiles(values):
+    values = sorted(values)
+    return {f"p{q}": round(values[min(len(values) - 1, len(values) * q // 100)], 1) for q in (50, 95, 100)}
+
+
+def report(name, numbers):
+    """For whoever runs pytest with -s, and in target/live."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    (SCREENSHOTS / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    print(f"\n{name}: {json.dumps(numbers)}")
+
+
+def test_an_answer_is_on_the_screen_within_100_ms_at_50_a_second(stand_in, page):
+    with Server(stand_in.folder, RATE="50") as server:
+        page.open(server.url)
+        wait_for(lambda: page.js("window.live?.drawn") > 100)
+        page.driver.execute_script("window.live.latencies.length = 0")
+        wait_for(lambda: page.js("window.live.latencies.length") >= 500, 30)
+        ms = percentiles(page.js("window.live.latencies"))
+        report("50-a-second", {"ms_from_answer_to_pixel": ms, "sampling": page.text("#sampling")})
+        assert page.text("#sampling") == "Showing every answer."
+        assert ms["p95"] <= 100
+
+
+FRAMES = """new Promise((done) => {
+  const gaps = []; let last = performance.now(); const end = last + 5000;
+  requestAnimationFrame(function frame() {
+    const now = performance.now(); gaps.push(now - last); last = now;
+    now < end ? requestAnimationFrame(frame) : done(gaps);
+  });
+})"""
+CLICK = """new Promise((done) => {
+  const own = document.querySelector('#own .why'), begin = performance.now();
+  new MutationObserver((_, seen) => { seen.disconnect(); done(performance.now() - begin); })
+    .observe(own, { childList: true, characterData: true, subtree: true });
+  document.getElementById('submit').click();
+})"""
+
+
+def test_at_500_a_second_the_page_says_that_it_samples_and_stays_responsive(stand_in, page):
+    with Server(stand_in.folder, RATE="500") as server:
+        page.open(server.url)
+        wait_for(lambda: page.text("#sampling").startswith("Showing 1 in"))
+        wait_for(lambda: float(page.text("#per_second")) > 400)
+        page.driver.execute_script("window.live.latencies.length = 0")
+        frames = percentiles(page.later(FRAMES))
+        clicks = percentiles([page.later(CLICK) for _ in range(20)])
+        numbers = {
+            "answers_a_second": float(page.text("#per_second")), "sampling": page.text("#sampling"),
+            "ms_between_frames": frames, "ms_from_click_to_answer": clicks,
+            "ms_from_answer_to_pixel": percentiles(page.js("window.live.latencies")), "server_mb": server.memory(),
+        }  # fmt: skip
+        page.picture("500-a-second")
+        report("500-a-second", numbers)
+        assert frames["p95"] <= 50
+        assert clicks["p95"] <= 200
+
+
+def test_a_page_that_does_not_listen_costs_the_server_no_memory(stand_in):
+    with Server(stand_in.folder, RATE="500") as server:
+        time.sleep(2)
+        before = server.memory()
+        deaf = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
+        for one in deaf:
+            one.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+        time.sleep(10)
+        grown = server.memory() - before
+        for one in deaf:
+            one.close()
+        assert grown < 20
+
+
+# --- who is let in -----------------------------------------------------------------------------------------
+
+
+def test_on_loopback_only_our_own_page_may_ask(server):
+    assert server.request("GET", "/")[0] == 200
+    assert server.ask(SETOSA)[1]["outcome"] == "answered"
+    assert server.request("GET", "/", Host="evil.example")[0] == 421
+    for changes in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": None}):
+        status, told = server.ask(SETOSA, **changes)
+        assert (status, told["error"]["code"]) == (403, "wrong_origin"), changes
+    assert server.ask(SETOSA, Content_Type="text/plain")[0] == 415
+    assert server.ask({**SETOSA, "more": 1})[0] == 400
+    assert server.ask({"sepal_length": "5.1"})[1]["error"]["code"] == "malformed_question"
+    assert server.request("POST", "/ask", "x" * 2000)[0] == 413
+    assert server.request("GET", "/ask")[0] == 405
+    # It is not reached from outside.
+    with pytest.raises(OSError):
+        socket.create_connection((own_address(), server.port), 1)
+
+
+def test_every_answer_carries_the_policy(server):
+    for path in ("/", "/page.css", "/page.js", "/icon.svg", "/nothing"):
+        _, headers, _ = server.request("GET", path)
+        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'"), path
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_room_needs_the_token(stand_in, page):
+    with Server(stand_in.folder, ROOM="1") as server:
+        token = re.search(r"\?token=([0-9a-f]{32})$", server.url).group(1)
+        for path in ("/", "/page.js", "/events", "/?token=" + "0" * 32):
+            assert server.request("GET", path)[0] == 403, path
+        assert server.ask(SETOSA)[1]["error"]["code"] == "no_token"
+        status, headers, _ = server.request("GET", f"/?token={token}")
+        assert status == 200
+        assert headers["set-cookie"] == f"live_token={token}; HttpOnly; SameSite=Strict; Path=/"
+        ours = {"host": own_address(), "Cookie": f"live_token={token}"}
+        assert server.ask(SETOSA, **ours)[0] == 200
+        status, _, told = server.request("POST", "/run", '{"on": false}', **ours)
+        assert (status, json.loads(told)["error"]["code"]) == (403, "not_at_the_machine")
+        page.open(server.url)
+        wait_for(lambda: page.text("#link") == "Connected")
+        assert token not in page.driver.current_url
+        page.driver.refresh()
+        wait_for(lambda: page.text("#link") == "Connected")
+
+
+def test_too_many_at_once_are_told_so(stand_in, server):
+    stand_in.delay = 2
+    with ThreadPoolExecutor(20) as pool:
+        told = list(pool.map(lambda _: server.ask(SETOSA), range(20)))
+    assert sorted(status for status, _ in told) == [200] * 16 + [429] * 4
+    busy = [body["error"] for status, body in told if status == 429]
+    assert busy[0] == {
+        "code": "busy", "message": "16 questions from pages are waiting already: try again in a moment"
+    }  # fmt: skip
+
+
+def test_ctrl_c_ends_it_at_once_whoever_listens(stand_in):
+    with Server(stand_in.folder) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as listener:
+            listener.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+            assert listener.recv(100).startswith(b"HTTP/1.1 200")
+            begin = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - begin < 2
+    wait_for(lambda: stand_in.said_goodbye, 2)
