@@ -28,3 +28,6 @@ make build
 
 say "the live page, the local cloud, the notebook runner, the whole path, and the notebooks themselves"
 .venv/bin/python -m pytest -p no:cacheprovider client/tests deploy/tests notebooks/kernel
+
+say "faults: network, broker, function and store broken while questions are under way"
+.venv/bin/python client/faults.py
