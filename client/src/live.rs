@@ -90,7 +90,11 @@ impl Live {
         } else {
             Guard::loopback()
         };
-        let client = Client::connect(&device, Settings::default()).await?;
+        let settings = Settings {
+            open: asking::OPEN,
+            ..Settings::default()
+        };
+        let client = Client::connect(&device, settings).await?;
         let asking = Arc::new(Asking::new(client, data, self.rate));
 
         let mut tasks = JoinSet::new();

@@ -17,10 +17,12 @@ use tokio::time::{sleep, sleep_until};
 
 use super::guard::Refusal;
 
-/// How many questions of the run, and of the pages, may be open. Together with the one for the regions they
-/// are fewer than the client takes, so that a run which is too fast never keeps a person waiting.
-const RUN_OPEN: usize = 80;
-const PAGES_OPEN: usize = 16;
+/// How many questions of the run, and of the pages, may be open.
+const RUN_OPEN: u16 = 16;
+const PAGES_OPEN: u16 = 16;
+/// What the client has to take: all of these and the one about the regions, so that a run which is too fast
+/// never keeps a person waiting.
+pub const OPEN: u16 = RUN_OPEN + PAGES_OPEN + 1;
 /// How many pages may listen.
 const PAGES: usize = 200;
 /// A run that was held up makes up for this much of it, and lets the rest go.
@@ -202,7 +204,7 @@ impl Asking {
             rate,
             name: fastrand::u32(..),
             asked: AtomicU64::new(0),
-            pages_open: Semaphore::new(PAGES_OPEN),
+            pages_open: Semaphore::new(PAGES_OPEN.into()),
             pages: Arc::new(Semaphore::new(PAGES)),
             answers: broadcast::Sender::new(BEHIND),
             model: watch::Sender::default(),
@@ -271,7 +273,7 @@ impl Asking {
     /// [`Refusal::Busy`] instead of a queue of people who have given up.
     pub async fn ask_for_page(&self, flower: [f64; FEATURES]) -> Result<String, Refusal> {
         let busy = |_| Refusal::Busy {
-            waiting: PAGES_OPEN,
+            waiting: PAGES_OPEN.into(),
         };
         let _permit = self.pages_open.try_acquire().map_err(busy)?;
         Ok(self.ask_and_tell(flower, None, true).await.json.clone())
@@ -352,7 +354,7 @@ fn since_1970() -> f64 {
 /// somebody looks: a forgotten terminal costs nothing.
 pub async fn run(asking: Arc<Asking>) {
     let every = Duration::from_secs_f64(1.0 / asking.rate);
-    let room = Arc::new(Semaphore::new(RUN_OPEN));
+    let room = Arc::new(Semaphore::new(RUN_OPEN.into()));
     let mut on = asking.on.subscribe();
     let mut open = JoinSet::new();
     let mut due = tokio::time::Instant::now();

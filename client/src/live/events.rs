@@ -1,7 +1,7 @@
 //! The stream to one page.
 //!
-//! A page gets every answer while there are few. Beyond [`A_MESSAGE`] answers in [`EVERY`] it gets a sample of
-//! them, evenly picked, and how many they stand for. What a slow browser does not fetch is not kept for it: the
+//! A page gets every answer while there are few. Where there are more than [`DRAWN`] in [`EVERY`], it gets a sample
+//! of them, evenly picked, and how many they stand for. What a slow browser does not fetch is not kept for it: the
 //! channel drops the oldest, and the page is told how many there were.
 
 use std::convert::Infallible;
@@ -19,8 +19,10 @@ use super::guard::Refusal;
 
 /// Answers that arrive within this time of each other come in one message: two frames of a screen.
 const EVERY: Duration = Duration::from_millis(33);
-/// Answers of the run in one message.
-const A_MESSAGE: usize = 8;
+/// Answers of the run that a page draws in that time.
+const DRAWN: f64 = 8.0;
+/// A page that was kept waiting draws what it missed, up to this.
+const AT_ONCE: f64 = 64.0;
 
 /// What one page listens to.
 struct Page {
@@ -29,8 +31,8 @@ struct Page {
     status: watch::Receiver<Arc<str>>,
     regions: watch::Receiver<Option<Arc<str>>>,
     over: watch::Receiver<bool>,
-    /// No message with answers before this.
-    quiet_until: Instant,
+    /// When the last answers were sent.
+    told: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -45,7 +47,7 @@ pub fn stream(
         status: asking.status(),
         regions: asking.regions.subscribe(),
         over: asking.ending(),
-        quiet_until: Instant::now(),
+        told: Instant::now(),
         _place: asking.page()?,
     };
     page.status.mark_changed();
@@ -79,8 +81,8 @@ impl Page {
                     changed.ok()?;
                     return event("status", &self.status.borrow_and_update());
                 }
-                answers = gather(&mut self.answers, self.quiet_until) => {
-                    self.quiet_until = Instant::now() + EVERY;
+                answers = gather(&mut self.answers, self.told) => {
+                    self.told = Instant::now();
                     return event("answers", &answers?);
                 }
             }
@@ -90,11 +92,8 @@ impl Page {
 
 /// What has arrived, once it is time; `None` when nothing will. To be dropped while it waits loses nothing:
 /// from the first answer on, it does not wait.
-async fn gather(
-    answers: &mut broadcast::Receiver<Arc<Shown>>,
-    quiet_until: Instant,
-) -> Option<String> {
-    sleep_until(quiet_until).await;
+async fn gather(answers: &mut broadcast::Receiver<Arc<Shown>>, told: Instant) -> Option<String> {
+    sleep_until(told + EVERY).await;
     let (mut pages, mut run, mut of) = (Vec::new(), Vec::new(), 0);
     let mut next = answers.recv().await;
     loop {
@@ -117,12 +116,17 @@ async fn gather(
             Err(TryRecvError::Empty | TryRecvError::Closed) => break,
         };
     }
-    Some(message(&pages, &run, of))
+    Some(message(&pages, &run, of, room(told.elapsed())))
+}
+
+/// How many answers of the run are drawn after this long without any.
+fn room(since: Duration) -> usize {
+    (DRAWN * since.as_secs_f64() / EVERY.as_secs_f64()).clamp(DRAWN, AT_ONCE) as usize
 }
 
 /// `{"of": …, "answers": […]}`: all of the pages' own, and the run's as far as there is room.
-fn message(pages: &[Arc<Shown>], run: &[Arc<Shown>], of: u64) -> String {
-    let drawn = run.len().min(A_MESSAGE);
+fn message(pages: &[Arc<Shown>], run: &[Arc<Shown>], of: u64, room: usize) -> String {
+    let drawn = run.len().min(room);
     // Evenly picked, and the last one always: it is the newest.
     let run = (1..=drawn).map(|k| &run[k * run.len() / drawn - 1]);
     let answers: Vec<_> = pages
@@ -163,18 +167,21 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn of_many_a_sample_is_there_with_the_newest_and_what_people_asked() {
-        let to = broadcast::Sender::new(128);
-        let mut answers = to.subscribe();
-        for n in 0..80 {
-            to.send(shown(n, n == 5)).ok();
-        }
-        let message = next(&mut answers).await;
-        assert_eq!(message["of"], 80);
-        let drawn: Vec<_> = message["answers"].as_array().unwrap().iter().collect();
-        assert_eq!(drawn.len(), A_MESSAGE + 1);
-        assert_eq!((drawn[0], drawn[A_MESSAGE]), (&json!(5), &json!(79)));
+    #[test]
+    fn of_many_a_sample_is_there_with_the_newest_and_what_people_asked() {
+        let run: Vec<_> = (0..80).map(|n| shown(n, false)).collect();
+        let text = message(&[shown(99, true)], &run, 81, 8);
+        let message: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            message,
+            json!({"of": 81, "answers": [99, 9, 19, 29, 39, 49, 59, 69, 79]})
+        );
+    }
+
+    #[test]
+    fn a_page_that_waited_draws_more_up_to_a_limit() {
+        let rooms = [1, 33, 200, 10_000].map(|ms| room(Duration::from_millis(ms)));
+        assert_eq!(rooms, [8, 8, 48, 64]);
     }
 
     #[tokio::test]

@@ -268,6 +268,7 @@ function write() {
 
 // --- what the server says --------------------------------------------------------------------------------
 
+layOut();  // before there is anything to draw
 const events = new EventSource("events");
 const on = (name, hear) => events.addEventListener(name, ({ data }) => hear(JSON.parse(data)));
 let running = true, columns = null;
