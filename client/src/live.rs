@@ -33,7 +33,7 @@ use client::{Client, Device, Settings};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::predict::positive;
 use asking::{Asking, Data, Flower};
@@ -101,26 +101,34 @@ impl Live {
         tasks.spawn(asking::run(Arc::clone(&asking)));
         tasks.spawn(asking::report(Arc::clone(&asking)));
         tasks.spawn(regions::keep(Arc::clone(&asking)));
-        let url = announce(&guard, listener.local_addr()?.port());
-        if !self.no_browser {
-            // A machine without a browser has the address on its terminal.
-            let _ = open::that_detached(&url);
-        }
 
+        let port = listener.local_addr()?.port();
+        let (here, told) = addresses(&guard, port);
         let app =
             router(Arc::clone(&asking), guard).into_make_service_with_connect_info::<SocketAddr>();
         let mut ending = asking.ending();
-        let server = axum::serve(listener, app).with_graceful_shutdown(async move {
-            let _ = ending.wait_for(|over| *over).await;
+        let mut served = std::pin::pin!(async {
+            println!("{told}");
+            if !self.no_browser {
+                // A machine without a browser has the address on its terminal.
+                let _ = open::that_detached(here);
+            }
+            axum::serve(listener, app)
+                .with_graceful_shutdown(async move {
+                    let _ = ending.wait_for(|over| *over).await;
+                })
+                .await
         });
-        let mut server = tokio::spawn(server.into_future());
         tokio::select! {
+            // First, so that Ctrl-C is waited for by the time that anybody knows of the page.
+            biased;
             stop = tokio::signal::ctrl_c() => stop.context("cannot wait for Ctrl-C")?,
-            ended = &mut server => ended.context("the web server ended badly")??,
+            ended = &mut served => ended.context("the web server ended")?,
         }
         asking.end();
-        let _ = timeout(GOODBYE, server).await;
+        let _ = timeout(GOODBYE, served).await;
         tasks.shutdown().await;
+        let _ = timeout(GOODBYE, alone(&asking)).await;
         if let Some(asking) = Arc::into_inner(asking) {
             asking.close().await;
         }
@@ -128,21 +136,25 @@ impl Live {
     }
 }
 
-/// Print where the page is; the address for this machine's browser comes back.
-fn announce(guard: &Guard, port: u16) -> String {
+/// Wait until nobody else holds it: a page's connection may be about to let go.
+async fn alone(asking: &Arc<Asking>) {
+    while Arc::strong_count(asking) > 1 {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Where the page is: for this machine's browser, and in words.
+fn addresses(guard: &Guard, port: u16) -> (String, String) {
     let address =
         |host: IpAddr| format!("http://{}/{}", SocketAddr::new(host, port), guard.query());
     let here = address(Ipv4Addr::LOCALHOST.into());
-    println!("live page  {here}");
+    let mut told = format!("live page  {here}\n");
     if guard.is_room() {
-        match own_address() {
-            Some(host) => println!("the room   {}", address(host)),
-            None => println!("the room   this machine is on no network"),
-        }
-        println!("           whoever has that address may ask; it is not encrypted");
+        let room = own_address().map_or("this machine is on no network".into(), address);
+        told += &format!("the room   {room}\n");
+        told += "           whoever has that address may ask; it is not encrypted\n";
     }
-    println!("Ctrl-C ends it.");
-    here
+    (here, told + "Ctrl-C ends it.")
 }
 
 /// The address that this machine has in its network. Connecting a UDP socket only looks up the route:

@@ -31,7 +31,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy" / "tests"))
 
-from clients import MODEL, ZIP, Cloud, expected, run  # noqa: E402
+from clients import DEVICES, MODEL, ZIP, Cloud, expected, run  # noqa: E402
 from stand_in import StandIn  # noqa: E402
 
 # `CLIENT` tests another build of it.
@@ -53,10 +53,10 @@ SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
 class Server:
     """`client live`, on a free port."""
 
-    def __init__(self, devices, **settings):
+    def __init__(self, devices, device="live", **settings):
         environment = {**os.environ, "LIVE_PORT": "0", "NO_BROWSER": "1", "RATE": "5", **settings}
         self.process = subprocess.Popen(
-            [CLIENT, "--dir", devices, "live"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+            [CLIENT, "--dir", devices, "live", "--device", device], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )
         # Its first line says where it is; a server that says nothing has said why on standard error.
         said = queue.Queue()
@@ -217,10 +217,10 @@ def server(stand_in):
 
 
 @pytest.fixture
-def devices(tmp_path):
-    """A folder with the device `live`, whose questions a real function answers."""
+def device(tmp_path):
+    """(folder, name) of a device whose questions a real function answers."""
     if folder := os.environ.get("LIVE_DEVICES"):
-        yield Path(folder)
+        yield folder, "live"
         return
     if not MODEL.exists():
         code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
@@ -233,18 +233,18 @@ def devices(tmp_path):
         if not ZIP.exists():
             cloud.must("build")
         cloud.must("deploy")
-        cloud.must("device", NAME="live")
-        yield ROOT / "target/devices"
+        cloud.must("device", NAME="live-page")  # not `live`, which may be there for the cloud that you use
+        yield DEVICES, "live-page"
     finally:
         cloud.make("destroy")
         cloud.must("stop")
 
 
-def test_the_whole_way(devices, page):
+def test_the_whole_way(device, page):
     """From the real function to the pixel, and back from the keyboard to the function."""
     from selenium.webdriver.common.keys import Keys
 
-    with Server(devices) as server:
+    with Server(*device) as server:
         page.open(server.url)
         wait_for(lambda: page.text("#link") == "Connected")
         wait_for(lambda: "Model" in page.text("#regions"), 30)
@@ -536,10 +536,15 @@ def test_too_many_at_once_are_told_so(stand_in, server):
 
 
 def test_ctrl_c_ends_it_at_once_whoever_listens(stand_in):
+    with Server(stand_in.folder) as server:  # as soon as it has said where it is
+        assert server.stop() == 0
     with Server(stand_in.folder) as server:
-        with socket.create_connection(("127.0.0.1", server.port)) as listener:
+        stand_in.said_goodbye = False
+        with socket.create_connection(("127.0.0.1", server.port), 10) as listener:
             listener.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
-            assert listener.recv(100).startswith(b"HTTP/1.1 200")
+            heard = b""
+            while b"event: answers" not in heard or b"event: regions" not in heard:
+                heard += listener.recv(1 << 16)
             begin = time.monotonic()
             assert server.stop() == 0
             assert time.monotonic() - begin < 2
