@@ -12,31 +12,32 @@ const SIZE: (u32, u32) = (960, 300);
 const OUR_COLOUR: RGBColor = RGBColor(0, 114, 178);
 const PEER_COLOUR: RGBColor = RGBColor(150, 150, 150);
 
-/// Three panels of bars on a logarithmic axis: cold start, one warm call, memory.
+/// Three panels of dots on a logarithmic axis: cold start, one warm call, memory. Dots, because the length of a
+/// bar says nothing on such an axis.
 pub fn draw(path: &Path, measured: &BTreeMap<&'static str, Measures>) -> Result<()> {
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     let failed = |e: String| anyhow!("{}: {e}", path.display());
     area.fill(&WHITE).map_err(|e| failed(e.to_string()))?;
     let panels = area.split_evenly((1, 3));
     for (panel, (title, what)) in panels.iter().zip([
-        ("Cold start, ms", "cold_ms"),
-        ("One warm call, µs", "warm_us"),
-        ("Peak memory, MB", "peak_rss_mb"),
+        ("Cold start, ms (log scale)", "cold_ms"),
+        ("One warm call, µs (log scale)", "warm_us"),
+        ("Peak memory, MB (log scale)", "peak_rss_mb"),
     ]) {
-        bars(panel, title, what, measured).map_err(|e| failed(e.to_string()))?;
+        dots(panel, title, what, measured).map_err(|e| failed(e.to_string()))?;
     }
     area.present().map_err(|e| failed(e.to_string()))
 }
 
 type Panel<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn bars(
+fn dots(
     panel: &Panel<'_>,
     title: &str,
     what: &str,
     measured: &BTreeMap<&'static str, Measures>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let names = [ONNX, SKLEARN, PLAIN, OURS, EMPTY];
+    let names = [SKLEARN, ONNX, PLAIN, OURS, EMPTY];
     let value = |name: &str| {
         measured
             .get(name)
@@ -58,14 +59,13 @@ fn bars(
         } else {
             PEER_COLOUR
         };
-        chart.draw_series([Rectangle::new(
-            [(low, y + 0.2), (value, y + 0.8)],
-            colour.filled(),
-        )])?;
+        let line = [(low, y + 0.5), (high, y + 0.5)];
+        chart.draw_series(LineSeries::new(line, PEER_COLOUR.mix(0.3)))?;
+        chart.draw_series([Circle::new((value, y + 0.5), 6, colour.filled())])?;
         let number = if value < 100.0 {
-            format!(" {value:.1}")
+            format!("{value:.1}")
         } else {
-            format!(" {value:.0}")
+            format!("{value:.0}")
         };
         let style = ("sans-serif", 13).into_font().into_text_style(panel);
         if what == "cold_ms" {
@@ -73,7 +73,8 @@ fn bars(
             let (left, top) = panel.get_base_pixel();
             panel.draw_text(name, &style, (x - left - 136, y - top))?;
         }
-        chart.draw_series([Text::new(number, (value, y + 0.7), style)])?;
+        let beside = EmptyElement::at((value, y + 0.5)) + Text::new(number, (10, -6), style);
+        chart.draw_series([beside])?;
     }
     Ok(())
 }

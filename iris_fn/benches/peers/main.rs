@@ -201,7 +201,7 @@ struct S3 {
 
 impl S3 {
     async fn prepare(model: &Model) -> Result<Self> {
-        let config = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
+        let config = iris_fn::aws::config().map_err(anyhow::Error::from_boxed)?;
         ensure!(
             config
                 .endpoint_url()
