@@ -14,7 +14,6 @@ It starts a local cloud of its own on free ports and leaves nothing behind. The 
 shell script that a case can tell to fail, and talks to the cloud by way of a gateway that a case can close.
 """
 
-import base64
 import http.client
 import itertools
 import json

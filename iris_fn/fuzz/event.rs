@@ -51,7 +51,9 @@ thread_local! {
 }
 
 fn handle(event: &RawValue) -> Result<Value, HandlerError> {
-    let reply = HANDLER.with(|handler| RUNTIME.with(|rt| rt.block_on(handler.handle(event, SystemTime::now() + CALL))))?;
+    let reply = HANDLER.with(|handler| {
+        RUNTIME.with(|rt| rt.block_on(handler.handle(event, SystemTime::now() + CALL)))
+    })?;
     Ok(serde_json::from_str(reply.get()).expect("a reply is JSON"))
 }
 
