@@ -55,6 +55,8 @@ DEFAULTS = {
 }
 START_SECONDS, STOP_SECONDS = 60, 40
 QUEUED_CALLS = 16  # of the calls at once, those from rules and other asynchronous ones
+# What becomes of a stack that was under way when everything was killed; an update counts as rolled back.
+BROKEN_OFF = {"CREATE_IN_PROGRESS": "CREATE_FAILED", "DELETE_IN_PROGRESS": "DELETE_FAILED"}
 NOT_RUNNING = 3  # the exit code of `status`, as the Linux Standard Base has it
 READY = "/_ministack/ready"
 
@@ -503,6 +505,7 @@ def keep_saving(app, persistence, cloudwatch, iot, lambda_svc):
     It looks at alarms when somebody puts a metric: the functions' own never raise one.
     """
     from ministack.core.responses import request_scope
+    from ministack.services import cloudformation
 
     serve, feed, execute = take(app, "app"), take(iot, "_feed_session"), take(lambda_svc, "_execute_function")
     alarms, evaluate = take(cloudwatch, "_alarms"), take(cloudwatch, "_evaluate_all_alarms")
@@ -510,7 +513,7 @@ def keep_saving(app, persistence, cloudwatch, iot, lambda_svc):
     encode, all_services = take(persistence, "_json_default"), take(app, "_build_persistence_save_dict")
     prune, code_in_use = take(lambda_svc, "_prune_orphan_code_blobs"), []
     load, functions = take(app, "_load_persisted_state"), take(lambda_svc, "_functions")
-    settle = take(lambda_svc, "_schedule_state_transition")
+    settle, stacks = take(lambda_svc, "_schedule_state_transition"), take(cloudformation, "_stacks")
     touched, saved, again, lock = time.monotonic(), {}, {}, threading.Lock()
 
     def touch():
@@ -553,6 +556,10 @@ def keep_saving(app, persistence, cloudwatch, iot, lambda_svc):
         for account, region, name in list(functions._data):
             with request_scope(account, region):
                 settle(name, 0)  # else one that was killed while InProgress would stay so
+        for stack in stacks._data.values():  # nobody goes on with them either
+            status = stack["StackStatus"]
+            if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
+                stack["StackStatus"] = BROKEN_OFF.get(status, "UPDATE_ROLLBACK_COMPLETE")
         threading.Thread(target=watch, daemon=True).start()  # never before: nothing is loaded then
 
     def watch():
