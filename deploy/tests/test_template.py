@@ -155,7 +155,9 @@ def test_parliament_finds_nothing_in_any_iam_policy(template):
     policies = dict(iam_policies(template))
     assert {"FunctionRole", "RuleRole", "BucketPolicy", DEPLOYER.name} == policies.keys()
     for name, policy in policies.items():
-        assert [str(each) for each in parliament.analyze_policy_string(json.dumps(policy)).findings] == [], name
+        findings = [str(each) for each in parliament.analyze_policy_string(json.dumps(policy)).findings]
+        # An action that is newer than parliament's list of them.
+        assert [each for each in findings if "Unknown action cloudformation:DescribeEvents" not in each] == [], name
 
 
 def test_parliament_would_find_something(template):
