@@ -283,7 +283,9 @@ async fn ready(
             .change_set_name(change_set)
             .send()
             .await
-            .with_context(|| format!("could not look at change set {change_set}"))?;
+            .with_context(|| {
+                format!("could not look at change set {change_set} (did another deploy just finish? it wins: try again)")
+            })?;
         match set.status() {
             Some(ChangeSetStatus::CreateComplete) => {
                 let changes = set.changes().iter().filter_map(|c| c.resource_change());
