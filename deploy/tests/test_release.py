@@ -283,6 +283,7 @@ def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, mo
 def test_the_cloud_goes_away_in_the_middle(cloud, builds):
     for attempt, seconds in enumerate((0.1, 0.4, 0.8)):
         build = builds[(attempt + 1) % 2]
+        time.sleep(5)  # the local cloud saves every two seconds: a kill takes what is newer
         interrupted = cloud.deployer("up", str(build))
         time.sleep(seconds)
         os.kill(json.loads((cloud.dir / "pid").read_text())["pid"], signal.SIGKILL)
