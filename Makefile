@@ -161,7 +161,7 @@ predict: $(CLOUD) ## Ask about a flower, FLOWER='5.1 3.5 1.4 0.2', or a file, CS
 
 load: $(CLOUD) ## Ask at a steady rate from many devices: make load RATE=50 SECONDS=10 DEVICES=5
 	@$(DEPLOY) device load --count "$${DEVICES:-5}" >&2
-	@$(CLIENT) load $${RATE:+--rate "$$RATE"} $${SECONDS:+--seconds "$$SECONDS"} --devices "$${DEVICES:-5}"
+	@$(CLIENT) load
 
 live: $(CLOUD) ## Watch a run in the browser and ask about your own flower: RATE=20; ROOM=1 lets the room in
 	@$(DEPLOY) device live >&2
