@@ -33,7 +33,6 @@ CLIENT      := target/notebook/client
 ZIP         := target/lambda/$(TARGET)/iris_fn.zip
 # The build lands where the recipes look for it, whatever your own settings say.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
-TEST_TOOLS  := .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r notebooks/kernel/requirements-test.txt
 # A terminal sees Cargo's progress; a log or a notebook cell only what matters.
 QUIET       := $(if $(MAKE_TERMERR),,--quiet)
 
@@ -175,22 +174,24 @@ class-destroy: $(CLOUD) ## Delete all stacks of the class
 	@$(DEPLOY) class-destroy
 
 ##@ Developing
-test: setup ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
+test: test-tools ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
 	@notebooks/kernel/test.sh
 
+# What only the checks need, beside all that setup installs.
+test-tools: setup
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r notebooks/kernel/requirements-test.txt
+
 # OPENBLAS_*: some machines set them for older versions, and they slow a current NumPy down.
-bench: cloud build ## Measure the function against its peers, and a round trip: 7 minutes (Linux; 500 MB of Python packages)
+bench: cloud build test-tools ## Measure the function against its peers, and a round trip: 7 minutes (Linux; 500 MB of Python packages)
 	@.venv/bin/python iris_fn/benches/peers/prepare.py target/bench/peers
 	@cargo bench $(QUIET) --locked --package iris_fn --bench hot
 	@cargo build $(QUIET) --locked --release --package iris_fn --example empty --example echo
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE PYTHON="$$(readlink -f .venv/bin/python)" \
 	  cargo bench $(QUIET) --locked --package iris_fn --bench peers
 	@cargo build $(QUIET) --locked --release --package client --example round_trip
-	@$(TEST_TOOLS)
 	@.venv/bin/python client/round_trip.py
 
-faults: setup build ## Break network, broker, function and store, and count the lost: make faults SOAK=1 CASE=broker
-	@$(TEST_TOOLS)
+faults: build test-tools ## Break network, broker, function and store, and count the lost: make faults SOAK=1 CASE=broker
 	@.venv/bin/python client/faults.py
 
 # Coverage-guided, on stable Rust: libFuzzer without a sanitizer, as there is no unsafe code of ours to watch.
@@ -206,4 +207,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive test bench faults fuzz clean
+.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive test test-tools bench faults fuzz clean

@@ -16,10 +16,8 @@ use crate::device::Device;
 use crate::error::{AskError, ConnectError};
 use crate::pace::{Reconnect, RetryTimer};
 use crate::questions::{Counters, Questions, Reply};
-use iris_fn::request::MAX_REQUEST_ID;
+use iris_fn::request::{MAX_PAYLOAD, MAX_REQUEST_ID};
 
-/// AWS IoT's limit on one MQTT payload, in bytes. Beyond it AWS drops the connection, so it is kept here.
-pub const MAX_PAYLOAD: usize = 128 * 1024;
 /// Room for the topic and the fixed header around a payload.
 const MAX_PACKET: usize = MAX_PAYLOAD + 1024;
 /// The longest silence after something was sent; then the connection is dead, whatever TCP believes.

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::client::MAX_PAYLOAD;
-use iris_fn::request::MAX_REQUEST_ID;
+use iris_fn::request::{MAX_PAYLOAD, MAX_REQUEST_ID};
 
 /// Why a device's folder cannot be used.
 #[derive(Debug, Error)]

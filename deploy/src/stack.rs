@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_cloudformation::Client;
 use aws_sdk_cloudformation::error::ProvideErrorMetadata;
 use aws_sdk_cloudformation::types::{
@@ -171,9 +171,11 @@ impl ChangeSet {
                 set.changes = changes;
                 Ok(Some(set))
             }
-            nothing_to_do_or_failed => {
-                set.discard(cloud).await?;
-                nothing_to_do_or_failed.map(|_| None)
+            Ok(None) => set.discard(cloud).await.map(|()| None),
+            Err(e) => {
+                // Why it failed is what the reader needs; a failed change set left behind does no harm.
+                set.discard(cloud).await.ok();
+                Err(e)
             }
         }
     }
@@ -448,41 +450,44 @@ const LET_GO: Duration = Duration::from_secs(420);
 
 /// Delete the stack and wait until it is gone.
 pub async fn delete(cloud: &Cloud) -> Result<()> {
-    let cf = client(cloud);
     let name = cloud.stack.to_string();
-    cf.delete_stack()
-        .stack_name(&name)
-        .send()
-        .await
-        .with_context(|| format!("could not delete stack {name}"))?;
     let started = Instant::now();
     loop {
-        match describe(cloud).await? {
-            None => return Ok(()),
-            Some(stack) => match stack.stack_status() {
-                Some(StackStatus::DeleteComplete) => return Ok(()),
-                Some(StackStatus::DeleteFailed) if started.elapsed() < LET_GO => {
-                    println!(
-                        "AWS has not let go of everything yet ({name} could not be deleted): trying again"
-                    );
-                    tokio::time::sleep(LET_GO / 20).await;
-                    cf.delete_stack()
-                        .stack_name(&name)
-                        .send()
-                        .await
-                        .with_context(|| format!("could not delete stack {name}"))?;
-                }
-                Some(StackStatus::DeleteFailed) => {
-                    let reason = stack.stack_status_reason().unwrap_or("no reason given");
-                    bail!(
-                        "stack {name} could not be deleted ({reason}): run `make destroy` again in a few minutes"
-                    );
-                }
-                _ if started.elapsed() > DEADLINE => {
-                    bail!("stack {name} is not deleted after {DEADLINE:?}")
-                }
-                _ => tokio::time::sleep(cloud.poll()).await,
-            },
-        }
+        client(cloud)
+            .delete_stack()
+            .stack_name(&name)
+            .send()
+            .await
+            .with_context(|| format!("could not delete stack {name}"))?;
+        let Some(reason) = deleted(cloud).await? else {
+            return Ok(());
+        };
+        ensure!(
+            started.elapsed() < LET_GO,
+            "stack {name} could not be deleted ({reason}): run `make destroy` again in a few minutes"
+        );
+        println!("AWS has not let go of all that is in {name} yet ({reason}): trying again");
+        tokio::time::sleep(LET_GO / 20).await;
     }
+}
+
+/// Wait until the stack is gone, or for why it could not be deleted.
+async fn deleted(cloud: &Cloud) -> Result<Option<String>> {
+    let started = Instant::now();
+    while let Some(stack) = describe(cloud).await? {
+        match stack.stack_status() {
+            Some(StackStatus::DeleteComplete) => break,
+            Some(StackStatus::DeleteFailed) => {
+                let reason = stack.stack_status_reason().unwrap_or("no reason given");
+                return Ok(Some(reason.to_owned()));
+            }
+            _ => ensure!(
+                started.elapsed() < DEADLINE,
+                "stack {} is not deleted after {DEADLINE:?}",
+                cloud.stack
+            ),
+        }
+        tokio::time::sleep(cloud.poll()).await;
+    }
+    Ok(None)
 }

@@ -14,8 +14,8 @@ use crate::error::RequestError;
 use crate::metrics::{Line, Metric};
 use crate::model::Model;
 use crate::predict::Prediction;
-use crate::publish::{MAX_PAYLOAD, Publisher};
-use crate::request::{Question, Refused, Request};
+use crate::publish::Publisher;
+use crate::request::{MAX_PAYLOAD, Question, Refused, Request};
 use crate::store::{Loaded, ModelStore, StoreError};
 
 /// How long a call may wait for the store while it looks for a newer model.

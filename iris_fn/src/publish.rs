@@ -10,9 +10,6 @@ use aws_sdk_iotdataplane::error::SdkError;
 use aws_sdk_iotdataplane::operation::publish::PublishError;
 use aws_sdk_iotdataplane::primitives::Blob;
 
-/// AWS IoT's limit on one MQTT payload, in bytes.
-pub const MAX_PAYLOAD: usize = 128 * 1024;
-
 /// Something that delivers a message to a topic.
 pub trait Publisher: Send + Sync + 'static {
     /// Why it could not.

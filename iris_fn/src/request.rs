@@ -17,6 +17,9 @@ pub const CENTIMETRES: (f64, f64) = (0.0, 100.0);
 pub const MAX_FLOWERS: usize = 10_000;
 /// Longest `request_id`, in bytes: it is echoed in the answer.
 pub const MAX_REQUEST_ID: usize = 128;
+/// AWS IoT's limit on one MQTT payload, in bytes. A connection that sends more is dropped
+/// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
+pub const MAX_PAYLOAD: usize = 128 * 1024;
 
 /// A valid request.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,9 +14,6 @@ cargo test --locked --package iris_fn --package deploy --package client
 say "lints"
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
-say "test tools"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r notebooks/kernel/requirements-test.txt
-
 say "template"
 .venv/bin/cfn-lint deploy/template.yaml
 test -x target/tools/checkov/bin/pip || .venv/bin/python -m venv target/tools/checkov

@@ -169,10 +169,10 @@ mod tests {
     #[test]
     fn a_question_about_a_part_of_it_fits_into_mqtt_and_its_longest_answer_too() {
         let x = [1.0 / 3.0; FEATURES];
-        assert!(flower(&x).to_string().len() * BATCH < client::client::MAX_PAYLOAD);
+        assert!(flower(&x).to_string().len() * BATCH < iris_fn::request::MAX_PAYLOAD);
         let prediction = json!({"species": "versicolor", "in_distribution": false, "probabilities":
             {"setosa": f64::MIN_POSITIVE, "versicolor": f64::MIN_POSITIVE, "virginica": f64::MIN_POSITIVE}});
-        assert!((prediction.to_string().len() + 1) * BATCH < client::client::MAX_PAYLOAD - 1024);
+        assert!((prediction.to_string().len() + 1) * BATCH < iris_fn::request::MAX_PAYLOAD - 1024);
     }
 
     #[test]

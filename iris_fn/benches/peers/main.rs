@@ -32,11 +32,15 @@ const ONNX: &str = "onnxruntime";
 /// Cold starts of each contender; the slow ones get fewer.
 const COLD_ROUNDS: usize = 25;
 const COLD_ROUNDS_SLOW: usize = 7;
-/// Rounds through all contenders, and the calls of each within one.
-const WARM_ROUNDS: usize = 8;
-const WARM_CALLS: usize = 500;
-const BATCH_100_CALLS: usize = 25;
-const BATCH_10000_CALLS: usize = 2;
+/// Rounds through all contenders, and the calls of each within one: few calls, so that a slow moment of
+/// the machine falls on all of them alike, and many rounds.
+const WARM_ROUNDS: usize = 80;
+const WARM_CALLS: usize = 50;
+const BATCH_100_CALLS: usize = 3;
+/// One call with 10,000 flowers every so many rounds.
+const BATCH_10000_EVERY: usize = 5;
+/// Rounds before those, which do not count.
+const WARM_UP_ROUNDS: usize = 10;
 /// Calls of the test for memory growth, and those before its first look.
 const GROWTH_CALLS: usize = 100_000;
 const GROWTH_WARM_UP: usize = 2_000;
@@ -395,21 +399,29 @@ async fn measure(
         containers.push((contender.name, container));
     }
     let (hundred, ten_thousand) = (batch(100), batch(10_000));
-    for round in 0..=WARM_ROUNDS {
-        step(&format!(
-            "warm calls, round {round} of {WARM_ROUNDS} (round 0 warms up)"
-        ));
+    for round in 0..WARM_UP_ROUNDS + WARM_ROUNDS {
+        let counts = round >= WARM_UP_ROUNDS;
+        if round % 30 == 0 {
+            step(&format!(
+                "warm calls, round {} of {} (the first {WARM_UP_ROUNDS} warm up)",
+                round + 1,
+                WARM_UP_ROUNDS + WARM_ROUNDS
+            ));
+        }
+        let plan = [
+            ("warm_us", &first, WARM_CALLS),
+            ("batch_100_us", &hundred, BATCH_100_CALLS),
+            (
+                "batch_10000_us",
+                &ten_thousand,
+                usize::from(round % BATCH_10000_EVERY == 0),
+            ),
+        ];
         for (name, container) in &mut containers {
-            let calls = |what, event: &Bytes, count| (what, event.clone(), count);
-            let plan = [
-                calls("warm_us", &first, WARM_CALLS),
-                calls("batch_100_us", &hundred, BATCH_100_CALLS),
-                calls("batch_10000_us", &ten_thousand, BATCH_10000_CALLS),
-            ];
-            for (what, event, count) in plan {
-                for _ in 0..count {
+            for (what, event, calls) in plan {
+                for _ in 0..calls {
                     let (time, answer) = container.invoke(event.clone()).await?;
-                    if round == 0 {
+                    if !counts {
                         continue;
                     }
                     add(name, what, time.as_secs_f64() * 1e6);
