@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::iter::Sum;
+use std::sync::Arc;
 
 use iris_fn::model::{FEATURE_NAMES, FEATURES};
 use serde::Serialize;
@@ -81,9 +82,9 @@ impl Sum for Counters {
 pub(crate) struct Questions {
     open: HashMap<String, oneshot::Sender<Reply>>,
     /// By id, whether it was replied to.
-    closed: HashMap<String, bool>,
+    closed: HashMap<Arc<str>, bool>,
     /// The ids in `closed`, the oldest first.
-    order: VecDeque<String>,
+    order: VecDeque<Arc<str>>,
     pub(crate) counters: Counters,
 }
 
@@ -110,7 +111,7 @@ impl Questions {
             .unwrap_or_default()
             .to_owned();
         let Some(asker) = self.open.remove(&id) else {
-            let count = match self.closed.get(&id) {
+            let count = match self.closed.get(id.as_str()) {
                 Some(true) => &mut self.counters.duplicate,
                 Some(false) => &mut self.counters.late,
                 None => &mut self.counters.stray,
@@ -127,7 +128,7 @@ impl Questions {
             Reply::Refusal(_) => &mut self.counters.refused,
         };
         *count += 1;
-        self.remember(id, true);
+        self.remember(&id, true);
         // Nobody is there to hear it when the asker gave up in this very moment.
         let _ = asker.send(reply);
     }
@@ -136,17 +137,18 @@ impl Questions {
     pub(crate) fn give_up(&mut self, id: &str) {
         if self.open.remove(id).is_some() {
             self.counters.failed += 1;
-            self.remember(id.to_owned(), false);
+            self.remember(id, false);
         }
     }
 
-    fn remember(&mut self, id: String, replied: bool) {
+    fn remember(&mut self, id: &str, replied: bool) {
         if self.order.len() == REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
             self.closed.remove(&oldest);
         }
-        self.order.push_back(id.clone());
+        let id: Arc<str> = id.into();
+        self.order.push_back(Arc::clone(&id));
         self.closed.insert(id, replied);
     }
 }

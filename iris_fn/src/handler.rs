@@ -122,7 +122,7 @@ pub struct Handler<S, P> {
     /// How long a model is used before the store is asked for a newer one.
     model_ttl: Duration,
     /// Where the line about each call goes.
-    log: fn(&Line<'_>),
+    log: fn(Line),
     /// Read once per container: this is what "reuse the container" saves. A std mutex, because it is
     /// never held across an await.
     current: Mutex<Option<Current>>,
@@ -149,13 +149,7 @@ struct Envelope {
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
     /// A handler that answers to `<stack>/response/<client_id>`, asks `store` for a newer model at most
     /// every `model_ttl`, and hands the line about each call to `log`.
-    pub fn new(
-        store: S,
-        publisher: P,
-        stack: String,
-        model_ttl: Duration,
-        log: fn(&Line<'_>),
-    ) -> Self {
+    pub fn new(store: S, publisher: P, stack: String, model_ttl: Duration, log: fn(Line)) -> Self {
         Self {
             store,
             publisher,
@@ -357,8 +351,9 @@ impl<S, P> Handler<S, P> {
                 message: error.to_string(),
             },
         };
+        let json = refusal.to_json();
         refusal.log(&self.stack, self.log);
-        refusal.to_json()
+        json
     }
 }
 
@@ -369,7 +364,7 @@ impl Reply<'_> {
     }
 
     /// One line per call: who asked and how it went, never what was sent.
-    fn log(&self, stack: &str, log: fn(&Line<'_>)) {
+    fn log(self, stack: &str, log: fn(Line)) {
         match self {
             Self::Warm { .. } => {}
             Self::Answer {
@@ -383,29 +378,29 @@ impl Reply<'_> {
                 metrics.push(Metric {
                     name: "handler_us".into(),
                     unit: "Microseconds",
-                    value: *handler_us,
+                    value: handler_us,
                 });
-                if *cold_start {
+                if cold_start {
                     metrics.push(Metric::count("cold_starts", 1));
                 }
-                log(&Line {
+                log(Line {
                     level: "INFO",
                     message: "answered",
-                    fields: &[("request_id", request_id), ("model", model)],
-                    stack,
-                    metrics: &metrics,
+                    fields: vec![("request_id", request_id), ("model", model.to_owned())],
+                    stack: stack.to_owned(),
+                    metrics,
                 });
             }
-            Self::Refusal { request_id, error } => log(&Line {
+            Self::Refusal { request_id, error } => log(Line {
                 level: "WARN",
                 message: "refused",
-                fields: &[
-                    ("request_id", request_id.as_deref().unwrap_or_default()),
-                    ("code", error.code),
-                    ("reason", &error.message),
+                fields: vec![
+                    ("request_id", request_id.unwrap_or_default()),
+                    ("code", error.code.to_owned()),
+                    ("reason", error.message),
                 ],
-                stack,
-                metrics: &[Metric::count("refusals", 1)],
+                stack: stack.to_owned(),
+                metrics: vec![Metric::count("refusals", 1)],
             }),
         }
     }

@@ -47,41 +47,53 @@ impl Metric {
 
 /// A log line with metrics in it.
 #[derive(Debug)]
-pub struct Line<'a> {
+pub struct Line {
     /// `INFO` or `WARN`.
     pub level: &'static str,
     /// What happened, in a word.
     pub message: &'static str,
     /// Text for people; the first of them that is called `code` is also a dimension.
-    pub fields: &'a [(&'static str, &'a str)],
+    pub fields: Vec<(&'static str, String)>,
     /// The stack's name.
-    pub stack: &'a str,
+    pub stack: String,
     /// The numbers.
-    pub metrics: &'a [Metric],
+    pub metrics: Vec<Metric>,
 }
 
-impl Line<'_> {
-    /// Write the line to standard output, which Lambda takes to CloudWatch Logs.
-    pub fn print(&self) {
-        let mut text = serde_json::to_vec(self).expect("text and numbers always serialize as JSON");
-        text.push(b'\n');
-        // A log that cannot be written must not fail the call.
-        let _ = std::io::stdout().lock().write_all(&text);
+impl Line {
+    /// Write the line to standard output, which Lambda takes to CloudWatch Logs, as soon as this task waits
+    /// for something, which is when the answer has been sent: nobody waits for a log.
+    ///
+    /// It is written before Lambda may freeze the process. That is when the runtime asks for the next event,
+    /// and it does so only when the answer has been acknowledged.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn print(self) {
+        tokio::spawn(async move {
+            // Behind the task that sends the answer.
+            tokio::task::yield_now().await;
+            let mut text =
+                serde_json::to_vec(&self).expect("text and numbers always serialize as JSON");
+            text.push(b'\n');
+            // A log that cannot be written must not fail the call.
+            let _ = std::io::stdout().lock().write_all(&text);
+        });
     }
 }
 
-impl Serialize for Line<'_> {
+impl Serialize for Line {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut line = serializer.serialize_map(None)?;
         line.serialize_entry("level", self.level)?;
         line.serialize_entry("message", self.message)?;
-        for (name, text) in self.fields {
+        for (name, text) in &self.fields {
             line.serialize_entry(name, text)?;
         }
-        for metric in self.metrics {
+        for metric in &self.metrics {
             line.serialize_entry(&metric.name, &metric.value)?;
         }
-        line.serialize_entry("stack", self.stack)?;
+        line.serialize_entry("stack", &self.stack)?;
         line.serialize_entry("_aws", &Directive::of(self))?;
         line.end()
     }
@@ -104,7 +116,7 @@ struct Directives<'a> {
 }
 
 impl<'a> Directive<'a> {
-    fn of(line: &Line<'a>) -> Self {
+    fn of(line: &'a Line) -> Self {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let by_code = line.fields.iter().any(|(name, _)| *name == "code");
         Self {
@@ -116,7 +128,7 @@ impl<'a> Directive<'a> {
                 } else {
                     &[&["stack"]]
                 },
-                metrics: line.metrics,
+                metrics: &line.metrics,
             }],
         }
     }
@@ -132,9 +144,9 @@ mod tests {
         let line = Line {
             level: "WARN",
             message: "refused",
-            fields: &[("request_id", "r"), ("code", "out_of_range")],
-            stack: "iris",
-            metrics: &[Metric::count("refusals", 1)],
+            fields: vec![("request_id", "r".into()), ("code", "out_of_range".into())],
+            stack: "iris".into(),
+            metrics: vec![Metric::count("refusals", 1)],
         };
         let mut line = serde_json::to_value(line).unwrap();
         assert!(line["_aws"]["Timestamp"].as_u64().unwrap() > 1_700_000_000_000);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::{EMPTY, Measures, ONNX, OURS, PLAIN, SKLEARN, Samples};
 
@@ -67,13 +68,16 @@ fn dots(
         } else {
             format!("{value:.0}")
         };
-        let style = ("sans-serif", 13).into_font().into_text_style(panel);
+        let beside_the_line = Pos::new(HPos::Left, VPos::Center);
+        let style = ("sans-serif", 13)
+            .into_text_style(panel)
+            .pos(beside_the_line);
         if what == "cold_ms" {
-            let (x, y) = chart.backend_coord(&(low, y + 0.7));
+            let (x, y) = chart.backend_coord(&(low, y + 0.5));
             let (left, top) = panel.get_base_pixel();
             panel.draw_text(name, &style, (x - left - 136, y - top))?;
         }
-        let beside = EmptyElement::at((value, y + 0.5)) + Text::new(number, (10, -6), style);
+        let beside = EmptyElement::at((value, y + 0.5)) + Text::new(number, (10, 0), style);
         chart.draw_series([beside])?;
     }
     Ok(())

@@ -36,6 +36,17 @@ pub struct Contender {
     pub log: PathBuf,
 }
 
+impl Contender {
+    /// The same, on core 0 only.
+    pub fn on_one_core(&self) -> Self {
+        let taskset = ["taskset", "--cpu-list", "0"].map(str::to_owned);
+        Self {
+            command: [&taskset[..], &self.command].concat(),
+            ..self.clone()
+        }
+    }
+}
+
 /// What the server tells the bench.
 enum Seen {
     /// The function asked for an event.
