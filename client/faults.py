@@ -894,4 +894,8 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nfaults: stopped, and the local cloud with it", file=sys.stderr)
+        sys.exit(130)

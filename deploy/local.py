@@ -18,7 +18,8 @@ for the first to end, in whatever way, and then ends the functions it started.
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main`: a Ctrl-C during the imports prints no traceback
+if __name__ == "__main__":  # until `main`: a Ctrl-C during the imports prints no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import asyncio

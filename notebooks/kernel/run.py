@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main`: a Ctrl-C during the imports prints no traceback
+if __name__ == "__main__":  # until `main`: a Ctrl-C during the imports prints no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import asyncio
