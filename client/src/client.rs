@@ -28,7 +28,7 @@ const CONNECT_SECONDS: u64 = 3;
 /// What a [`Client`] may be told.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a question stays open, from when it is taken to its reply. 15 s.
+    /// How long a question stays open, from when there is room for it to its reply. 15 s.
     pub deadline: Duration,
     /// How many questions may be open; the next one waits. 16: a burst had better wait here, where a
     /// place is free as soon as an answer comes, than in the cloud, where it would be asked again
@@ -153,7 +153,7 @@ impl Client {
     /// connection is back. To stop waiting is to drop the future.
     ///
     /// # Errors
-    /// [`AskError`], at [`Settings::deadline`] at the latest.
+    /// [`AskError`], at the latest [`Settings::deadline`] after there was room.
     pub async fn ask(&self, request: &Value) -> Result<Reply, AskError> {
         let id = request["request_id"].as_str().unwrap_or_default();
         self.ask_text(id, request.to_string()).await
@@ -190,15 +190,19 @@ impl Client {
         .await
         {
             Ok(reply) => reply,
-            Err(_) => Err(AskError::NoAnswer {
-                request_id: id.to_owned(),
-                waited: asked.elapsed(),
-                attempts,
-                connection: match &*shared.link.borrow() {
-                    Link::Down { reason, .. } => Some(reason.clone()),
-                    _ => None,
-                },
-            }),
+            Err(_) => {
+                // From here on none can come; one that came in this very moment is not lost.
+                shared.questions().give_up(id);
+                reply.try_recv().map_err(|_| AskError::NoAnswer {
+                    request_id: id.to_owned(),
+                    waited: asked.elapsed(),
+                    attempts,
+                    connection: match &*shared.link.borrow() {
+                        Link::Down { reason, .. } => Some(reason.clone()),
+                        _ => None,
+                    },
+                })
+            }
         }
     }
 
@@ -212,7 +216,7 @@ impl Client {
         self.shared.link.subscribe()
     }
 
-    /// Say goodbye to the broker and end. Open questions fail with [`AskError::Closed`].
+    /// Say goodbye to the broker and end.
     pub async fn close(mut self) {
         self.shared.permits.close();
         self.shared.link.send_replace(Link::Closed);
@@ -262,8 +266,9 @@ impl Shared {
     ) -> Result<Reply, AskError> {
         let mut link = self.link.subscribe();
         loop {
-            // Nothing is sent before the broker has our subscription.
+            // Nothing is sent before the broker has our subscription, or when the reply is there.
             let connection = tokio::select! {
+                biased;
                 reply = &mut *reply => return reply.map_err(|_| AskError::Closed),
                 up = link.wait_for(|link| !matches!(link, Link::Down { .. })) => match up.as_deref() {
                     Ok(Link::Up { connection }) => *connection,
@@ -281,13 +286,14 @@ impl Shared {
             let asked = Instant::now();
             let wait = self.timer().wait(*attempts);
             tokio::select! {
+                biased;
                 reply = &mut *reply => {
                     if *attempts == 1 {
                         self.timer().learn(asked.elapsed());
                     }
                     return reply.map_err(|_| AskError::Closed);
                 }
-                _ = sleep(wait) => {}
+                _ = sleep(wait) => self.timer().expired(*attempts),
                 // What was under way on a lost connection may be lost with it.
                 _ = link.wait_for(|link| *link != Link::Up { connection }) => {}
             }
@@ -312,11 +318,10 @@ async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
             }
         };
         let event = tokio::select! {
-            event = events.poll() => event.map_err(|e| (refusal(&e), e.to_string())),
-            () = silence => {
-                events.clean();
-                Err((false, format!("nothing heard for {SILENCE:?}")))
-            }
+            event = events.poll() => event
+                .map_err(|e| (refusal(&e), e.to_string()))
+                .and_then(|event| usable(event, &answers)),
+            () = silence => Err((false, format!("nothing heard for {SILENCE:?}"))),
         };
         match event {
             Ok(Event::Incoming(packet)) => {
@@ -327,14 +332,6 @@ async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
                         connected = Some(Instant::now());
                         // It has room: a lost connection empties the channel, and nobody asks before SUBACK.
                         let _ = shared.mqtt.try_subscribe(&answers, QoS::AtLeastOnce);
-                    }
-                    Packet::SubAck(granted)
-                        if granted.return_codes.contains(&SubscribeReasonCode::Failure) =>
-                    {
-                        shared.down(
-                            format!("the broker refuses the subscription to {answers}"),
-                            true,
-                        );
                     }
                     Packet::SubAck(_) => {
                         shared.questions().counters.reconnected = connections - 1;
@@ -355,6 +352,9 @@ async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
             Ok(Event::Outgoing(_)) => {}
             Err((refused, reason)) => {
                 silent_since = None;
+                events.clean();
+                // Nobody will acknowledge what it waits behind; its question is asked again.
+                events.state.collision = None;
                 if *shared.link.borrow() == Link::Closed {
                     return;
                 }
@@ -382,6 +382,24 @@ impl Shared {
             }
             changed
         });
+    }
+}
+
+/// An event, unless it says that this connection is of no use; then, whether the broker has refused, and why.
+fn usable(event: Event, answers: &str) -> Result<Event, (bool, String)> {
+    match event {
+        Event::Incoming(Packet::SubAck(granted))
+            if granted.return_codes.contains(&SubscribeReasonCode::Failure) =>
+        {
+            let reason = format!("the broker refuses the subscription to {answers}");
+            Err((true, reason))
+        }
+        // All other packet ids were used since, and this one is not free: rumqttc sends nothing until an
+        // acknowledgement comes that is most likely lost (<https://github.com/bytebeamio/rumqtt/issues/1056>).
+        Event::Outgoing(Outgoing::AwaitAck(_)) => {
+            Err((false, "an acknowledgement is missing".to_owned()))
+        }
+        event => Ok(event),
     }
 }
 

@@ -83,9 +83,14 @@ impl Load {
                         sent.record(since_sent);
                     }
                 }
-                _ = &mut stop, if next < last => {
-                    eprintln!("stopped: waiting for what is open");
+                _ = &mut stop => {
+                    if next == last {
+                        open.shutdown().await; // each is counted as failed
+                        break;
+                    }
+                    eprintln!("stopped: waiting for what is open; once more ends that too");
                     last = next;
+                    stop.set(tokio::signal::ctrl_c());
                 }
             }
             if reported.elapsed() > Duration::from_secs(2) {
@@ -128,7 +133,7 @@ impl Load {
         for client in clients.into_iter().filter_map(Arc::into_inner) {
             client.close().await;
         }
-        Ok(if counters.failed == 0 {
+        Ok(if counters.failed + counters.refused == 0 {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE

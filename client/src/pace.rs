@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct RetryTimer {
     /// Smoothed round trip and its mean deviation; `None` before the first answer.
     measured: Option<(Duration, Duration)>,
+    /// How often the wait is doubled, until a round trip is measured again.
+    backoff: u32,
 }
 
 /// Before anything is known: longer than most cold starts (RFC 6298 has 1 s).
@@ -22,7 +24,10 @@ const LONGEST: Duration = Duration::from_secs(8);
 impl RetryTimer {
     /// Nothing measured yet.
     pub fn new() -> Self {
-        Self { measured: None }
+        Self {
+            measured: None,
+            backoff: 0,
+        }
     }
 
     /// Learn from a question that was asked once and answered after `round_trip`. One that was asked
@@ -30,6 +35,7 @@ impl RetryTimer {
     ///
     /// With R the round trip: var ← ¾ var + ¼ |smooth − R|, smooth ← ⅞ smooth + ⅛ R.
     pub fn learn(&mut self, round_trip: Duration) {
+        self.backoff = 0;
         self.measured = Some(match self.measured {
             None => (round_trip, round_trip / 2),
             Some((smooth, deviation)) => (
@@ -39,16 +45,23 @@ impl RetryTimer {
         });
     }
 
+    /// A wait for the answer to the `attempt`th asking was too short: the next question waits longer too.
+    /// Otherwise round trips that have grown beyond the wait would never be measured again, each question
+    /// being asked twice (the other half of Karn's algorithm).
+    pub fn expired(&mut self, attempt: u32) {
+        self.backoff = self.backoff.max(attempt);
+    }
+
     /// How long to wait for the answer after asking for the `attempt`th time (from 1): smooth + 4 var,
-    /// twice as long each time. No two devices wait exactly as long.
+    /// twice as long each time, and up to a quarter more, so that no two devices wait exactly as long.
     pub fn wait(&self, attempt: u32) -> Duration {
         let one = self
             .measured
             .map_or(FIRST, |(smooth, deviation)| smooth + deviation * 4);
-        let doubled = one
-            .max(SHORTEST)
-            .saturating_mul(1 << attempt.saturating_sub(1).min(8));
-        jitter(doubled.min(LONGEST))
+        let doublings = attempt.saturating_sub(1).max(self.backoff).min(8);
+        let doubled = one.max(SHORTEST).saturating_mul(1 << doublings);
+        // Never less: a steady round trip has no deviation, and its answer is not to be missed by a hair.
+        doubled.mul_f64(1.0 + 0.25 * fastrand::f64()).min(LONGEST)
     }
 }
 
@@ -85,7 +98,8 @@ impl Reconnect {
         }
         let wait = self.next;
         self.next = (wait * 2).min(Self::LONGEST);
-        jitter(wait)
+        // Thirty laptops that lost the same broker must not come back in the same millisecond.
+        wait.mul_f64(0.75 + 0.25 * fastrand::f64())
     }
 }
 
@@ -93,12 +107,6 @@ impl Default for Reconnect {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Between three quarters of `wait` and all of it: thirty laptops that lost the same broker must not
-/// come back in the same millisecond.
-fn jitter(wait: Duration) -> Duration {
-    wait.mul_f64(0.75 + 0.25 * fastrand::f64())
 }
 
 #[cfg(test)]
@@ -112,7 +120,7 @@ mod tests {
         (0..100).for_each(|_| timer.learn(Duration::from_secs(2)));
         let wait = timer.wait(1);
         assert!(
-            wait >= Duration::from_millis(1500) && wait <= Duration::from_millis(2100),
+            wait >= Duration::from_secs(2) && wait <= Duration::from_millis(2600),
             "{wait:?}"
         );
     }
@@ -124,6 +132,33 @@ mod tests {
             assert!(timer.wait(attempt) < timer.wait(attempt + 1));
         }
         assert!(timer.wait(u32::MAX) <= LONGEST);
+    }
+
+    /// Asks until the answer is there before the wait is over; how often a question was asked again.
+    fn asked_again(timer: &mut RetryTimer, round_trip: Duration) -> u32 {
+        for attempt in 1.. {
+            if timer.wait(attempt) >= round_trip {
+                if attempt == 1 {
+                    timer.learn(round_trip);
+                }
+                return attempt - 1;
+            }
+            timer.expired(attempt);
+        }
+        unreachable!("the wait grows beyond any round trip of this test")
+    }
+
+    #[test]
+    fn round_trips_that_have_grown_are_learned() {
+        let mut timer = RetryTimer::new();
+        (0..100).for_each(|_| timer.learn(Duration::from_millis(10)));
+        for ms in [1500, 3000, 7000] {
+            let mut again = 0;
+            for _ in 0..50 {
+                again += asked_again(&mut timer, Duration::from_millis(ms));
+            }
+            assert!(again <= 3, "{again} of 50 asked again at {ms} ms");
+        }
     }
 
     #[test]
@@ -140,7 +175,7 @@ mod tests {
             let mut timer = RetryTimer::new();
             round_trips.into_iter().for_each(|ms| timer.learn(Duration::from_millis(ms)));
             let wait = timer.wait(attempt);
-            prop_assert!(wait >= SHORTEST * 3 / 4 && wait <= LONGEST);
+            prop_assert!(wait >= SHORTEST && wait <= LONGEST);
         }
     }
 }

@@ -48,8 +48,8 @@ pub struct Predict {
 /// A rate or a time.
 pub fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(x) if x > 0.0 && x <= 1e6 => Ok(x),
-        _ => Err("a number above 0, at most 1,000,000".to_owned()),
+        Ok(x) if (1e-3..=1e6).contains(&x) => Ok(x),
+        _ => Err("a number from 0.001 to 1,000,000".to_owned()),
     }
 }
 
@@ -71,7 +71,7 @@ struct Outcome {
 }
 
 impl Predict {
-    /// Ask, print, and say by the exit code whether every question was answered.
+    /// Ask, print, and say by the exit code whether every question was answered or refused.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
         let mut device = Device::open(&dir.join(&self.device))?;
         if let Some(port) = self.port {
@@ -102,9 +102,15 @@ impl Predict {
                     None => more = false,
                 },
                 Some(outcome) = open.join_next() => summary.add(outcome.context("a question ended badly")?),
-                _ = &mut stop, if more => {
-                    eprintln!("stopped: waiting for what is open");
+                _ = &mut stop => {
+                    if !more {
+                        summary.failed += open.len() as u64;
+                        open.shutdown().await; // the client counts them as failed
+                        break;
+                    }
+                    eprintln!("stopped: waiting for what is open; once more ends that too");
                     more = false;
+                    stop.set(tokio::signal::ctrl_c());
                 }
             }
             summary.progress(&client);

@@ -2,7 +2,8 @@
 
 The local cloud answers a few hundred questions a second on a laptop; whether the page bears more can only be seen
 with something that gives more. It speaks as much of MQTT 3.1.1 as one device needs, over TLS in both directions, and
-computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, or to hang up.
+computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, to lose a message with
+its acknowledgement, or to hang up.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ class StandIn:
 
     def __init__(self, folder):
         self.folder, self.model, self.delay = folder, "a" * 64, 0.0
-        self.said_goodbye = False
+        self.lost = set()  # of the messages that arrive, by number from 1
+        self.arrived, self.connections, self.said_goodbye = 0, 0, False
         self._open, self._loop = {}, asyncio.new_event_loop()
 
     def __enter__(self):
@@ -65,6 +67,7 @@ class StandIn:
             while True:
                 kind, body = await packet(reader)
                 if kind == CONNECT:
+                    self.connections += 1
                     writer.write(b"\x20\x02\x00\x00")
                 elif kind == SUBSCRIBE:
                     writer.write(b"\x90\x03" + body[:2] + b"\x01")
@@ -74,6 +77,9 @@ class StandIn:
                     self.said_goodbye = True
                     return
                 elif kind == PUBLISH:
+                    self.arrived += 1
+                    if self.arrived in self.lost:
+                        continue
                     end = 2 + int.from_bytes(body[:2], "big")
                     topic, number, payload = body[2:end], body[end : end + 2], body[end + 2 :]
                     writer.write(b"\x40\x02" + number)

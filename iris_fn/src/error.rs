@@ -2,6 +2,12 @@
 
 use thiserror::Error;
 
+/// An error with all its causes, for a log: what the AWS SDK prints of its own is no more than "service error".
+pub fn details(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// Why a model file is not trusted. Nothing is served from such a file.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ModelError {
@@ -131,6 +137,6 @@ impl RequestError {
 }
 
 /// "flowers[3]: " in a batch, nothing for a single flower.
-fn at(index: &Option<usize>) -> String {
+pub(crate) fn at(index: &Option<usize>) -> String {
     index.map_or_else(String::new, |i| format!("flowers[{i}]: "))
 }

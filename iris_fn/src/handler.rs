@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::error::RequestError;
+use crate::error::{RequestError, details};
 use crate::metrics::{Line, Metric};
 use crate::model::Model;
 use crate::predict::Prediction;
@@ -32,7 +32,7 @@ pub enum HandlerError {
     #[error("the rule's `payload` is not base64: {0}")]
     Payload(#[from] base64::DecodeError),
     /// The reply is known but could not be delivered.
-    #[error("could not publish the answer to {topic}: {source}")]
+    #[error("could not publish the answer to {topic}")]
     Publish {
         /// The answer topic.
         topic: String,
@@ -57,17 +57,19 @@ impl HandlerError {
     }
 }
 
-/// What the function answers, as it is serialized.
+/// What the function answers to `{"warmup": true}`, as it is serialized. The log has no line of it.
+#[derive(Debug, Serialize)]
+pub struct Warm {
+    /// Always true.
+    pub warm: bool,
+    /// Whether this call started the container.
+    pub cold_start: bool,
+}
+
+/// What the function answers to a request, as it is serialized.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Reply<'m> {
-    /// To `{"warmup": true}`.
-    Warm {
-        /// Always true.
-        warm: bool,
-        /// Whether this call started the container.
-        cold_start: bool,
-    },
     /// To a valid request.
     Answer {
         /// As it was asked.
@@ -211,7 +213,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         }
         match tokio::time::timeout(REFRESH_TIMEOUT, self.refresh()).await {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => tracing::error!(error = e.details(), "the last good model stays in use"),
+            Ok(Err(e)) => tracing::error!(error = details(&e), "the last good model stays in use"),
             Err(_) => tracing::error!(
                 error = "the store is slow",
                 "the last good model stays in use"
@@ -220,7 +222,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
     }
 
     /// Answer one event: a keep-warm call, a message from the IoT rule, or a direct invoke. Gives
-    /// back the reply as JSON, or an error shortly before the call's `deadline`.
+    /// back the reply as JSON; an answer that cannot be published is given up shortly before the call's `deadline`.
     ///
     /// A newer model is looked for beside the answer, never before it: this call is answered (and, from
     /// the rule, published) with what is in memory, the next one with what was found. It is not left to
@@ -245,48 +247,54 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         let started = Instant::now();
         let cold_start = !self.invoked.swap(true, Ordering::Relaxed);
         match serde_json::from_str(event.get()) {
-            Ok(Envelope { warmup: true, .. }) => Ok(Reply::Warm {
+            Ok(Envelope { warmup: true, .. }) => Ok(to_json(&Warm {
                 warm: true,
                 cold_start,
-            }
-            .to_json()),
+            })),
             Ok(Envelope {
                 payload: Some(payload),
                 client_id: Some(client_id),
                 ..
             }) => {
                 let payload = BASE64.decode(payload)?;
-                let reply = self
+                let (reply, line) = self
                     .answer(&payload, started, cold_start, MAX_PAYLOAD)
                     .await;
                 let topic = format!("{}/response/{client_id}", self.stack);
                 let left = deadline.duration_since(SystemTime::now());
                 let time = left.unwrap_or_default().saturating_sub(TO_SAY_SO);
                 let sent = self.publisher.publish(&topic, reply.get().into());
-                match tokio::time::timeout(time, sent).await {
-                    Ok(Ok(())) => Ok(reply),
-                    Ok(Err(e)) => Err(HandlerError::Publish {
-                        topic,
-                        source: e.into(),
-                    }),
-                    Err(_) => Err(HandlerError::Late { topic }),
-                }
+                let (result, line) = match tokio::time::timeout(time, sent).await {
+                    Ok(Ok(())) => (Ok(reply), line),
+                    Ok(Err(e)) => {
+                        let source = e.into();
+                        let error = HandlerError::Publish { topic, source };
+                        (Err(error), line.undelivered())
+                    }
+                    Err(_) => (Err(HandlerError::Late { topic }), line.undelivered()),
+                };
+                (self.log)(line);
+                result
             }
             // Whatever else it is, the request's own checks say best what is wrong with it.
-            _ => Ok(self
-                .answer(event.get().as_bytes(), started, cold_start, usize::MAX)
-                .await),
+            _ => {
+                let (reply, line) = self
+                    .answer(event.get().as_bytes(), started, cold_start, usize::MAX)
+                    .await;
+                (self.log)(line);
+                Ok(reply)
+            }
         }
     }
 
-    /// The reply to one request, as JSON of at most `max` bytes.
+    /// The reply to one request, as JSON of at most `max` bytes, and what the log says of it.
     async fn answer(
         &self,
         bytes: &[u8],
         started: Instant,
         cold_start: bool,
         max: usize,
-    ) -> Box<RawValue> {
+    ) -> (Box<RawValue>, Line) {
         let (request_id, question) = match Request::from_bytes(bytes) {
             Ok(Request {
                 request_id,
@@ -297,7 +305,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         let model = match self.model().await {
             Ok(model) => model,
             Err(e) => {
-                tracing::error!(error = e.details(), "no model");
+                tracing::error!(error = details(&e), "no model");
                 let error = RequestError::ModelUnavailable;
                 return self.refuse(Refused {
                     request_id: Some(request_id),
@@ -319,7 +327,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
             cold_start,
             handler_us,
         };
-        let json = answer.to_json();
+        let json = to_json(&answer);
         match &question {
             // A batch whose answer does not fit is refused, with the number of flowers that would.
             Question::Batch(flowers) if json.get().len() > max => {
@@ -334,16 +342,13 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                     error,
                 })
             }
-            _ => {
-                answer.log(&self.stack, self.log);
-                json
-            }
+            _ => (json, answer.line(&self.stack)),
         }
     }
 }
 
 impl<S, P> Handler<S, P> {
-    fn refuse(&self, Refused { request_id, error }: Refused) -> Box<RawValue> {
+    fn refuse(&self, Refused { request_id, error }: Refused) -> (Box<RawValue>, Line) {
         let refusal = Reply::Refusal {
             request_id,
             error: Refusal {
@@ -351,22 +356,19 @@ impl<S, P> Handler<S, P> {
                 message: error.to_string(),
             },
         };
-        let json = refusal.to_json();
-        refusal.log(&self.stack, self.log);
-        json
+        (to_json(&refusal), refusal.line(&self.stack))
     }
 }
 
-impl Reply<'_> {
-    fn to_json(&self) -> Box<RawValue> {
-        serde_json::value::to_raw_value(self)
-            .expect("strings, numbers and lists always serialize as JSON")
-    }
+fn to_json(reply: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(reply)
+        .expect("strings, numbers and lists always serialize as JSON")
+}
 
+impl Reply<'_> {
     /// One line per call: who asked and how it went, never what was sent.
-    fn log(self, stack: &str, log: fn(Line)) {
+    fn line(self, stack: &str) -> Line {
         match self {
-            Self::Warm { .. } => {}
             Self::Answer {
                 request_id,
                 result,
@@ -383,15 +385,15 @@ impl Reply<'_> {
                 if cold_start {
                     metrics.push(Metric::count("cold_starts", 1));
                 }
-                log(Line {
+                Line {
                     level: "INFO",
                     message: "answered",
                     fields: vec![("request_id", request_id), ("model", model.to_owned())],
                     stack: stack.to_owned(),
                     metrics,
-                });
+                }
             }
-            Self::Refusal { request_id, error } => log(Line {
+            Self::Refusal { request_id, error } => Line {
                 level: "WARN",
                 message: "refused",
                 fields: vec![
@@ -401,7 +403,7 @@ impl Reply<'_> {
                 ],
                 stack: stack.to_owned(),
                 metrics: vec![Metric::count("refusals", 1)],
-            }),
+            },
         }
     }
 }
@@ -611,6 +613,30 @@ mod tests {
             matches!(error, HandlerError::Publish { ref topic, .. } if topic == "iris/response/lily"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_undelivered_answer_is_logged_as_such_and_not_counted() {
+        thread_local!(static LINES: std::cell::RefCell<Vec<Line>> = const { std::cell::RefCell::new(Vec::new()) });
+        for broken in [false, true] {
+            let publisher = MemoryPublisher {
+                broken,
+                ..MemoryPublisher::default()
+            };
+            let handler = Handler {
+                log: |line| LINES.with_borrow_mut(|lines| lines.push(line)),
+                ..handler_with(Duration::from_secs(3600), publisher)
+            };
+            let event = from_rule(setosa().to_string().as_bytes());
+            let event = RawValue::from_string(event.to_string()).unwrap();
+            assert_eq!(handler.handle(&event, soon()).await.is_err(), broken);
+        }
+        let lines = LINES.take();
+        let said: Vec<_> = lines
+            .iter()
+            .map(|line| (line.message, line.fields[0].1.as_str(), line.metrics.len()))
+            .collect();
+        assert_eq!(said, [("answered", "r", 3), ("not delivered", "r", 0)]);
     }
 
     #[tokio::test]

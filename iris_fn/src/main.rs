@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use iris_fn::aws::{self, setting};
+use iris_fn::error::details;
 use iris_fn::handler::Handler;
 use iris_fn::publish::IotPublisher;
 use iris_fn::store::S3Store;
@@ -38,7 +39,10 @@ async fn main() -> Result<(), Error> {
     let settings = started.elapsed() - log;
     let store = S3Store::new(aws_sdk_s3::Client::new(&config), setting("BUCKET")?);
     let publisher = IotPublisher::new(&config);
-    let model_ttl = Duration::from_secs(setting("MODEL_TTL")?.parse()?);
+    let model_ttl = setting("MODEL_TTL")?.parse().map_err(|e| {
+        format!("the function's environment variable MODEL_TTL: whole seconds, please: {e}")
+    })?;
+    let model_ttl = Duration::from_secs(model_ttl);
     let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl, |line| {
         line.print()
     });
@@ -47,7 +51,7 @@ async fn main() -> Result<(), Error> {
     // A function without a model still starts: it refuses each request with the reason, and recovers
     // by itself as soon as there is one.
     if let Err(e) = handler.model().await {
-        tracing::error!(error = e.details(), "no model yet");
+        tracing::error!(error = details(&e), "no model yet");
     }
 
     tracing::info!(
@@ -65,7 +69,7 @@ async fn main() -> Result<(), Error> {
             .await
             .map_err(|e| Diagnostic {
                 error_type: e.kind().to_owned(),
-                error_message: e.to_string(),
+                error_message: details(&e),
             })
     };
     run(service_fn(answer)).await

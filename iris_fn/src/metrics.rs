@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | `predictions_<class>` | Count | answered: flowers of that class |
 //! | `handler_us` | Microseconds | answered |
-//! | `cold_starts` | Count | the first call of a container |
+//! | `cold_starts` | Count | answered, by the first call of a container |
 //! | `refusals`, by `code` too | Count | refused |
 
 use std::borrow::Cow;
@@ -61,15 +61,30 @@ pub struct Line {
 }
 
 impl Line {
-    /// Write the line to standard output, which Lambda takes to CloudWatch Logs, as soon as this task waits
-    /// for something, which is when the answer has been sent: nobody waits for a log.
+    /// The same, of an answer that did not reach the asker; nothing of it is counted.
+    pub fn undelivered(self) -> Self {
+        Self {
+            level: "ERROR",
+            message: "not delivered",
+            metrics: Vec::new(),
+            ..self
+        }
+    }
+
+    /// Write the line to standard output, which Lambda takes to CloudWatch Logs, while the answer is on its
+    /// way: nobody waits for a log.
     ///
     /// It is written before Lambda may freeze the process. That is when the runtime asks for the next event,
-    /// and it does so only when the answer has been acknowledged.
+    /// and before it does, it waits for the answer to be acknowledged. On a runtime of one thread this task has
+    /// its turn by then; with several, it might be late.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Outside a Tokio runtime, and in a debug build in one of several threads.
     pub fn print(self) {
+        debug_assert_eq!(
+            tokio::runtime::Handle::current().runtime_flavor(),
+            tokio::runtime::RuntimeFlavor::CurrentThread
+        );
         tokio::spawn(async move {
             // Behind the task that sends the answer.
             tokio::task::yield_now().await;

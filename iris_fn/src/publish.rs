@@ -5,7 +5,7 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_sdk_iotdataplane::Client;
 use aws_sdk_iotdataplane::config::Builder;
-use aws_sdk_iotdataplane::config::retry::RetryConfig;
+use aws_sdk_iotdataplane::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_iotdataplane::error::SdkError;
 use aws_sdk_iotdataplane::operation::publish::PublishError;
 use aws_sdk_iotdataplane::primitives::Blob;
@@ -37,7 +37,13 @@ impl IotPublisher {
             .with_max_attempts(30)
             .with_initial_backoff(Duration::from_millis(100))
             .with_max_backoff(Duration::from_secs(1));
-        let config = Builder::from(config).retry_config(retries).build();
+        // The SDK allows a container some fifty retries and wins one back with each success: after a few
+        // calls that could not publish, the next ones would give up at once.
+        let unlimited = RetryPartition::custom("iot-data").token_bucket(TokenBucket::unlimited());
+        let config = Builder::from(config)
+            .retry_config(retries)
+            .retry_partition(unlimited.build())
+            .build();
         let client = Client::from_conf(config);
         Self { client }
     }

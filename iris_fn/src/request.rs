@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::error::RequestError;
+use crate::error::{RequestError, at};
 use crate::model::{FEATURE_NAMES, FEATURES};
 use crate::predict::Flower;
 
@@ -137,6 +137,10 @@ fn flower(fields: &[Json; FEATURES], index: Option<usize>) -> Result<Flower, Req
         let value = match json {
             Json::Number(value) => *value,
             Json::Missing => return Err(RequestError::MissingField { field, index }),
+            Json::Several => {
+                let place = at(&index);
+                return Err(malformed(format!("{place}`{field}` stands there twice")));
+            }
             other => {
                 return Err(RequestError::NotANumber {
                     field,
@@ -181,6 +185,8 @@ enum Json {
         flowers: Result<Vec<Flower>, RequestError>,
     },
     Object(Box<Fields>),
+    /// The field stands there more than once: which one would be meant?
+    Several,
 }
 
 /// The fields that a request or a flower in it may have; others are ignored.
@@ -203,6 +209,7 @@ impl Json {
             Self::Text(_) => "a string",
             Self::List { .. } => "a list",
             Self::Object(_) => "an object",
+            Self::Several => "several values",
         }
     }
 }
@@ -261,7 +268,9 @@ impl<'de> Visitor<'de> for JsonVisitor {
                 },
             };
             if !matches!(field, Json::Missing) {
-                return Err(Error::custom(format!("`{key}` stands there twice")));
+                map.next_value::<IgnoredAny>()?;
+                *field = Json::Several;
+                continue;
             }
             *field = map.next_value()?;
         }
@@ -322,6 +331,21 @@ mod tests {
         assert_eq!(
             request.question,
             Question::One(Flower::from([5.1, 3.5, 1.4, 0.2]))
+        );
+    }
+
+    #[test]
+    fn a_field_that_stands_there_twice_is_refused_by_its_name_and_the_requests() {
+        let twice = SETOSA.replace("{", r#"{"petal_width":0.3,"#);
+        let refused = Request::from_bytes(twice.as_bytes()).unwrap_err();
+        assert_eq!(refused.request_id.as_deref(), Some("r"));
+        assert_eq!(
+            refused.error.to_string(),
+            "`petal_width` stands there twice"
+        );
+        assert_eq!(
+            code(r#"{"request_id":"a","request_id":"b","flowers":[]}"#),
+            "malformed_json"
         );
     }
 

@@ -31,19 +31,6 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
-    /// The error with all its causes, for the log.
-    pub fn details(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(e) = cause {
-            text += &format!(": {e}");
-            cause = e.source();
-        }
-        text
-    }
-}
-
 /// A model as it was read, with the tag by which the store knows that version of it.
 #[derive(Debug, Clone)]
 pub struct Loaded {

@@ -1,0 +1,27 @@
+"""The client against brokers that do what the local cloud never does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy" / "tests"))
+
+from stand_in import StandIn  # noqa: E402
+
+# `CLIENT` tests another build of it.
+CLIENT = Path(os.environ.get("CLIENT") or ROOT / "target/notebook/client")
+
+
+def test_a_lost_acknowledgement_stops_nothing(tmp_path):
+    """AWS IoT drops what it throttles without acknowledging it: its packet id is never free again."""
+    with StandIn(tmp_path) as broker:
+        broker.lost = {3}
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--json", "--csv", ROOT / "data/iris.csv"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    *_, summary = map(json.loads, done.stdout.splitlines())
+    counters = summary["counters"]
+    assert done.returncode == 0, (counters, done.stderr)
+    assert (counters["asked"], counters["answered"], broker.connections) == (150, 150, 2), counters
