@@ -67,7 +67,7 @@ impl Load {
                 () = sleep_until(at), if next < last => {
                     let client = Arc::clone(&clients[next as usize % clients.len()]);
                     let id = format!("{run}-{next}");
-                    // As text: where many must wait, it is a tenth of the memory.
+                    // As text: where many must wait, it takes less memory than the JSON tree.
                     let request = question(&id, any_flower()).to_string();
                     open.spawn(async move {
                         let sent = Instant::now();
