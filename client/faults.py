@@ -38,10 +38,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "tests"))
 
 from clients import (  # noqa: E402
-    BUCKET, FEATURES, FUNCTION, MODEL, STACK, ZIP, Cloud, Device, expected, iris, zipped,
+    BUCKET, CLIENT, FEATURES, FUNCTION, MODEL, STACK, ZIP, Cloud, Device, expected, iris, zipped,
 )  # fmt: skip
 
-CLIENT = ROOT / "target/notebook/client"
 MALFORMED = [
     b"", b"\xff\xfe", b"hello", b"{", b"[]", b"null", b"1e308", b'"text"', b"{}", b'{"request_id": 1}',
     b'{"request_id": "r"}', b'{"request_id": "r", "flowers": 1}', b'{"request_id": "r", "flowers": [{}]}',

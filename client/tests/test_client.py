@@ -1,7 +1,6 @@
 """The client against brokers that do what the local cloud never does."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,10 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy" / "tests"))
 
+from clients import CLIENT  # noqa: E402
 from stand_in import StandIn  # noqa: E402
-
-# `CLIENT` tests another build of it.
-CLIENT = Path(os.environ.get("CLIENT") or ROOT / "target/notebook/client")
 
 
 def test_a_lost_acknowledgement_stops_nothing(tmp_path):

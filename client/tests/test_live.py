@@ -31,11 +31,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy" / "tests"))
 
-from clients import DEVICES, MODEL, ZIP, Cloud, expected, run  # noqa: E402
+from clients import CLIENT, DEVICES, MODEL, ZIP, Cloud, expected, run  # noqa: E402
 from stand_in import StandIn  # noqa: E402
 
-# `CLIENT` tests another build of it.
-CLIENT = Path(os.environ.get("CLIENT") or ROOT / "target/notebook/client")
 SCREENSHOTS = ROOT / "target/live"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

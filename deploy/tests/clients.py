@@ -21,6 +21,8 @@ from test_local import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY, DEVICES = ROOT / "target/notebook/deploy", ROOT / "target/devices"
+# `CLIENT` tests another build of it.
+CLIENT = Path(os.environ.get("CLIENT") or ROOT / "target/notebook/client")
 STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
 MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/local/iris_fn.zip"

@@ -48,7 +48,7 @@ impl Metric {
 /// A log line with metrics in it.
 #[derive(Debug)]
 pub struct Line {
-    /// `INFO` or `WARN`.
+    /// `INFO`, `WARN` or `ERROR`.
     pub level: &'static str,
     /// What happened, in a word.
     pub message: &'static str,
