@@ -434,14 +434,25 @@ mod tests {
     use crate::model::tests::iris_model;
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use std::cell::RefCell;
     use std::sync::Mutex;
 
-    /// A store that fails until it is given a model.
-    struct MemoryStore(Mutex<Option<Model>>);
+    /// A store that fails until it is given a model, takes its time, and notes by which tag it is asked.
+    #[derive(Default)]
+    struct MemoryStore {
+        model: Mutex<Option<Model>>,
+        delay: Mutex<Duration>,
+        asked: Mutex<Vec<Option<String>>>,
+    }
 
     impl ModelStore for MemoryStore {
         async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
-            let model = self.0.lock().unwrap().clone();
+            self.asked.lock().unwrap().push(known.map(str::to_owned));
+            let delay = *self.delay.lock().unwrap();
+            if delay > Duration::ZERO {
+                tokio::time::sleep(delay).await;
+            }
+            let model = self.model.lock().unwrap().clone();
             let model = model.ok_or_else(|| StoreError::Read {
                 bucket: "b".into(),
                 key: "k".into(),
@@ -475,6 +486,9 @@ mod tests {
         }
     }
 
+    // One for each test: each runs in a thread of its own.
+    thread_local!(static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) });
+
     type TestHandler = Handler<MemoryStore, MemoryPublisher>;
 
     fn handler() -> TestHandler {
@@ -482,13 +496,18 @@ mod tests {
     }
 
     fn handler_with(model_ttl: Duration, publisher: MemoryPublisher) -> TestHandler {
-        Handler::new(
-            MemoryStore(Mutex::new(Some(iris_model()))),
-            publisher,
-            "iris".into(),
-            model_ttl,
-            |_| {},
-        )
+        let store = MemoryStore::default();
+        *store.model.lock().unwrap() = Some(iris_model());
+        Handler::new(store, publisher, "iris".into(), model_ttl, |line| {
+            LINES.with_borrow_mut(|lines| lines.push(line))
+        })
+    }
+
+    /// The same model but for its name.
+    fn newer_model() -> Model {
+        let mut file = iris_model().file().clone();
+        file.training.cv_accuracy = 0.5;
+        Model::from_bytes(&file.to_bytes()).unwrap()
     }
 
     fn soon() -> SystemTime {
@@ -517,10 +536,19 @@ mod tests {
         assert_eq!(first["in_distribution"], true);
         assert_eq!(first["model"], iris_model().sha256());
         assert_eq!(first["cold_start"], true);
-        assert!(first["handler_us"].is_u64());
         assert!(first["probabilities"]["setosa"].as_f64().unwrap() > 0.9);
         assert_eq!(call(&handler, setosa()).await["cold_start"], false);
         assert!(handler.publisher.sent.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_handlers_time_is_said_in_microseconds_and_holds_the_wait_for_the_model() {
+        let handler = handler();
+        *handler.store.delay.lock().unwrap() = Duration::from_millis(20);
+        let started = Instant::now();
+        let reply = call(&handler, setosa()).await;
+        let (handler_us, all) = (reply["handler_us"].as_u64().unwrap(), started.elapsed());
+        assert!(20_000 <= handler_us && u128::from(handler_us) <= all.as_micros());
     }
 
     #[tokio::test]
@@ -541,6 +569,20 @@ mod tests {
         assert_eq!(sent[0].1["request_id"], Value::Null);
     }
 
+    /// Only a rule with other SQL sends this. Nobody could be answered with more than "ask again": it fails,
+    /// and the event is kept in the dead-letter queue.
+    #[tokio::test]
+    async fn a_payload_that_is_not_base64_fails_the_invocation_and_publishes_nothing() {
+        let handler = handler();
+        for payload in ["%%%", "eyJ9=", "e30"] {
+            let event = json!({"payload": payload, "client_id": "lily"});
+            let event = RawValue::from_string(event.to_string()).unwrap();
+            let error = handler.handle(&event, soon()).await.unwrap_err();
+            assert_eq!(error.kind(), "payload_not_base64", "{payload}");
+        }
+        assert!(handler.publisher.sent.lock().unwrap().is_empty());
+    }
+
     #[tokio::test]
     async fn a_batch_is_answered_in_order() {
         let flower = |petal_length| json!({"sepal_length": 6, "sepal_width": 3, "petal_length": petal_length, "petal_width": 1});
@@ -559,44 +601,91 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_too_large_for_mqtt_is_refused_with_the_number_that_fits() {
-        let flowers = vec![
-            json!({"sepal_length": 6, "sepal_width": 3, "petal_length": 4, "petal_width": 1});
-            2000
-        ];
+    async fn an_empty_batch_has_an_empty_answer() {
         let handler = handler();
-        let request = json!({"request_id": "r", "flowers": flowers});
-        assert_eq!(
-            call(&handler, request.clone()).await["predictions"]
-                .as_array()
-                .unwrap()
-                .len(),
-            2000
-        );
+        let request = json!({"request_id": "r", "flowers": []});
         let reply = call(&handler, from_rule(request.to_string().as_bytes())).await;
-        assert_eq!(reply["error"]["code"], "too_many_flowers");
         assert_eq!(reply["request_id"], "r");
+        assert_eq!(reply["predictions"], json!([]));
+        assert_eq!(handler.publisher.sent.lock().unwrap()[0].1, reply);
+    }
+
+    fn many(flowers: usize) -> String {
+        let flower =
+            json!({"sepal_length": 6, "sepal_width": 3, "petal_length": 4, "petal_width": 1});
+        json!({"request_id": "r", "flowers": vec![flower; flowers]}).to_string()
     }
 
     #[tokio::test]
-    async fn a_keep_warm_call_touches_nothing() {
+    async fn an_answer_too_large_for_mqtt_is_refused_with_the_number_that_fits() {
         let handler = handler();
+        let direct = call(&handler, serde_json::from_str(&many(2000)).unwrap()).await;
+        assert_eq!(direct["predictions"].as_array().unwrap().len(), 2000);
+
+        let refusal = call(&handler, from_rule(many(2000).as_bytes())).await;
+        assert_eq!(refusal["error"]["code"], "too_many_flowers");
+        assert_eq!(refusal["request_id"], "r");
+        let message = refusal["error"]["message"].as_str().unwrap();
+        let mut fits = message
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|number| number.parse().ok());
+        let fits = fits.next_back().unwrap();
+        let reply = call(&handler, from_rule(many(fits).as_bytes())).await;
+        assert_eq!(reply["predictions"].as_array().unwrap().len(), fits);
+        // Not far below the limit either.
+        let size = reply.to_string().len();
+        assert!(MAX_PAYLOAD * 8 / 10 < size && size <= MAX_PAYLOAD, "{size}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_as_long_as_the_limit_is_sent_and_one_byte_more_is_not() {
+        let handler = handler();
+        let request = many(3);
+        // By a start that is yet to come both answers say 0 µs, and are equally long.
+        let started = Instant::now() + Duration::from_secs(3600);
+        let answer = async |max| {
+            let (reply, _) = handler
+                .answer(request.as_bytes(), started, false, max)
+                .await;
+            reply.get().to_owned()
+        };
+        let whole = answer(usize::MAX).await;
+        assert_eq!(answer(whole.len()).await, whole);
+        assert!(answer(whole.len() - 1).await.contains("too_many_flowers"));
+    }
+
+    #[tokio::test]
+    async fn a_keep_warm_call_reads_no_model_publishes_nothing_and_logs_nothing() {
+        let handler = handler();
+        let warmup = json!({"warmup": true, "payload": "e30=", "client_id": "lily"});
         assert_eq!(
-            call(&handler, json!({"warmup": true})).await,
+            call(&handler, warmup).await,
             json!({"warm": true, "cold_start": true})
         );
-        assert!(handler.current.lock().unwrap().is_none());
+        assert!(handler.store.asked.lock().unwrap().is_empty());
+        assert!(handler.publisher.sent.lock().unwrap().is_empty());
+        assert!(LINES.take().is_empty());
         assert_eq!(call(&handler, setosa()).await["cold_start"], false);
+    }
+
+    #[tokio::test]
+    async fn a_keep_warm_call_finds_a_newer_model_for_the_next_call() {
+        let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
+        call(&handler, setosa()).await;
+        *handler.store.model.lock().unwrap() = Some(newer_model());
+        call(&handler, json!({"warmup": true})).await;
+        let reply = call(&handler, setosa()).await;
+        assert_eq!(reply["model"], newer_model().sha256());
     }
 
     #[tokio::test]
     async fn without_a_model_the_request_is_refused_and_the_next_one_tries_again() {
         let handler = handler();
-        let model = handler.store.0.lock().unwrap().take();
+        let model = handler.store.model.lock().unwrap().take();
         let reply = call(&handler, setosa()).await;
         assert_eq!(reply["error"]["code"], "model_unavailable");
         assert_eq!(reply["request_id"], "r");
-        *handler.store.0.lock().unwrap() = model;
+        *handler.store.model.lock().unwrap() = model;
         assert_eq!(call(&handler, setosa()).await["species"], "setosa");
     }
 
@@ -617,16 +706,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_undelivered_answer_is_logged_as_such_and_not_counted() {
-        thread_local!(static LINES: std::cell::RefCell<Vec<Line>> = const { std::cell::RefCell::new(Vec::new()) });
         for broken in [false, true] {
             let publisher = MemoryPublisher {
                 broken,
                 ..MemoryPublisher::default()
             };
-            let handler = Handler {
-                log: |line| LINES.with_borrow_mut(|lines| lines.push(line)),
-                ..handler_with(Duration::from_secs(3600), publisher)
-            };
+            let handler = handler_with(Duration::from_secs(3600), publisher);
             let event = from_rule(setosa().to_string().as_bytes());
             let event = RawValue::from_string(event.to_string()).unwrap();
             assert_eq!(handler.handle(&event, soon()).await.is_err(), broken);
@@ -648,7 +733,7 @@ mod tests {
                 std::future::pending().await
             }
         }
-        let store = MemoryStore(Mutex::new(Some(iris_model())));
+        let store = MemoryStore::default();
         let handler = Handler::new(store, Hanging, "iris".into(), Duration::MAX, |_| {});
         let event = RawValue::from_string(from_rule(b"{}").to_string()).unwrap();
         let deadline = SystemTime::now() + TO_SAY_SO + Duration::from_millis(50);
@@ -661,19 +746,67 @@ mod tests {
     async fn a_newer_model_is_served_by_the_call_after_the_one_that_found_it() {
         let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
         let first = call(&handler, setosa()).await;
-        let mut file = iris_model().file().clone();
-        file.training.cv_accuracy = 0.5;
-        let newer = Model::from_bytes(&file.to_bytes()).unwrap();
-        *handler.store.0.lock().unwrap() = Some(newer.clone());
+        *handler.store.model.lock().unwrap() = Some(newer_model());
         assert_eq!(call(&handler, setosa()).await["model"], first["model"]);
-        assert_eq!(call(&handler, setosa()).await["model"], newer.sha256());
+        let second = call(&handler, setosa()).await;
+        assert_eq!(second["model"], newer_model().sha256());
+    }
+
+    #[tokio::test]
+    async fn a_store_is_asked_for_what_is_newer_than_the_model_in_use_and_not_modified_keeps_it() {
+        let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
+        let model = handler.model().await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(call(&handler, setosa()).await["model"], model.sha256());
+        }
+        assert!(Arc::ptr_eq(&handler.model().await.unwrap(), &model));
+        let tag = Some(model.sha256().to_owned());
+        let asked = handler.store.asked.lock().unwrap();
+        assert_eq!(*asked, [None, tag.clone(), tag.clone(), tag]);
+    }
+
+    #[tokio::test]
+    async fn the_store_is_not_asked_again_before_the_models_time_is_over() {
+        let handler = handler();
+        for _ in 0..3 {
+            call(&handler, setosa()).await;
+        }
+        assert_eq!(*handler.store.asked.lock().unwrap(), [None]);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_holds_no_answer_back_and_the_last_good_model_serves() {
+        let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
+        let first = call(&handler, setosa()).await;
+        *handler.store.delay.lock().unwrap() = Duration::from_secs(3600);
+        let started = Instant::now();
+        let reply = {
+            let event = from_rule(setosa().to_string().as_bytes());
+            let mut waiting = std::pin::pin!(call(&handler, event));
+            let early = tokio::time::timeout(REFRESH_TIMEOUT / 4, waiting.as_mut()).await;
+            assert!(early.is_err(), "the call looks for a newer model");
+            assert_eq!(handler.publisher.sent.lock().unwrap().len(), 1);
+            waiting.await
+        };
+        let took = started.elapsed();
+        assert!(
+            took >= REFRESH_TIMEOUT && took < REFRESH_TIMEOUT * 3,
+            "{took:?}"
+        );
+        assert_eq!(reply["model"], first["model"]);
+
+        *handler.store.delay.lock().unwrap() = Duration::ZERO;
+        *handler.store.model.lock().unwrap() = Some(newer_model());
+        call(&handler, setosa()).await;
+        let later = call(&handler, setosa()).await;
+        assert_eq!(later["model"], newer_model().sha256());
     }
 
     #[tokio::test]
     async fn the_last_good_model_serves_while_the_store_is_away() {
         let handler = handler_with(Duration::ZERO, MemoryPublisher::default());
         call(&handler, setosa()).await;
-        *handler.store.0.lock().unwrap() = None;
+        *handler.store.model.lock().unwrap() = None;
         for _ in 0..3 {
             assert_eq!(call(&handler, setosa()).await["species"], "setosa");
         }

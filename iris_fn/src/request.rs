@@ -313,9 +313,17 @@ fn in_list(element: Json, index: usize) -> Result<Flower, RequestError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     const SETOSA: &str = r#"{"request_id":"r","sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}"#;
+
+    fn id_of(text: &str) -> Value {
+        json!({"request_id": text, "flowers": []})
+    }
+
+    fn read(value: Value) -> Result<Request, Refused> {
+        Request::from_bytes(value.to_string().as_bytes())
+    }
 
     fn code(text: &str) -> &'static str {
         Request::from_bytes(text.as_bytes())
@@ -369,10 +377,6 @@ mod tests {
         );
         assert_eq!(code(r#"{"request_id": 7}"#), "malformed_json");
         assert_eq!(
-            code(&SETOSA.replace(r#""r""#, &format!("{:?}", "r".repeat(129)))),
-            "malformed_json"
-        );
-        assert_eq!(
             code(&SETOSA.replace(r#""request_id":"r","#, "")),
             "missing_field"
         );
@@ -389,11 +393,54 @@ mod tests {
             code(&SETOSA.replace('}', r#","flowers":[]}"#)),
             "malformed_json"
         );
-        let many = format!(
-            r#"{{"request_id":"r","flowers":[{}0]}}"#,
-            "0,".repeat(MAX_FLOWERS)
+        // JSON, and no number that this machine has.
+        assert_eq!(code(&SETOSA.replace("5.1", "1e400")), "malformed_json");
+        assert_eq!(code(&SETOSA.replace("5.1", "-1e400")), "malformed_json");
+    }
+
+    #[test]
+    fn a_measurement_is_answered_from_0_to_100_cm_exactly() {
+        for x in [0.0, -0.0, 100.0] {
+            let text = SETOSA.replace("5.1", &format!("{x:?}"));
+            let request = Request::from_bytes(text.as_bytes()).expect(&text);
+            let expected = Flower::from([x, 3.5, 1.4, 0.2]);
+            assert_eq!(request.question, Question::One(expected));
+        }
+        for x in [0.0_f64.next_down(), 100.0_f64.next_up()] {
+            assert_eq!(code(&SETOSA.replace("5.1", &x.to_string())), "out_of_range");
+        }
+    }
+
+    #[test]
+    fn a_request_id_has_at_most_128_bytes() {
+        for longest in ["r".repeat(128), "é".repeat(64)] {
+            let request = read(id_of(&longest)).expect(&longest);
+            assert_eq!(request.request_id, longest);
+            let refused = read(id_of(&format!("{longest}r"))).unwrap_err();
+            assert_eq!(refused.error.code(), "malformed_json");
+            assert!(refused.error.to_string().contains("129 bytes"));
+        }
+    }
+
+    #[test]
+    fn a_request_has_from_none_to_10_000_flowers() {
+        let flower =
+            json!({"sepal_length": 5, "sepal_width": 3, "petal_length": 1, "petal_width": 0});
+        let ask = |flowers| read(json!({"request_id": "r", "flowers": vec![&flower; flowers]}));
+        for flowers in [0, 10_000] {
+            let Question::Batch(batch) = ask(flowers).unwrap().question else {
+                panic!("a list was sent")
+            };
+            assert_eq!(batch.len(), flowers);
+        }
+        let error = ask(10_001).unwrap_err().error;
+        assert_eq!(
+            error,
+            RequestError::TooManyFlowers {
+                found: 10_001,
+                max: 10_000
+            }
         );
-        assert_eq!(code(&many), "too_many_flowers");
     }
 
     #[test]

@@ -108,3 +108,77 @@ impl ModelStore for S3Store {
         Ok(Some(Loaded { model, etag }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::iris_file;
+    use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread::{self, JoinHandle};
+
+    /// A store on an S3 that gives these answers, one after the other, and then tells what it was asked.
+    fn store(answers: Vec<(&'static str, Vec<u8>)>) -> (S3Store, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answer = move |(head, body): (&str, Vec<u8>)| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let length = body.len();
+            let head =
+                format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            stream
+                .write_all(&[head.into_bytes(), body].concat())
+                .unwrap();
+            String::from_utf8(request).unwrap().to_lowercase()
+        };
+        let config = Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .endpoint_url(url)
+            .build();
+        let asked = thread::spawn(|| answers.into_iter().map(answer).collect());
+        (S3Store::new(Client::from_conf(config), "b".into()), asked)
+    }
+
+    #[tokio::test]
+    async fn s3_is_asked_by_the_tag_it_gave_and_only_its_304_means_unchanged() {
+        let (store, asked) = store(vec![
+            ("200 OK\r\nETag: \"t\"", iris_file().to_bytes()),
+            ("304 Not Modified", vec![]),
+            ("412 Precondition Failed", vec![]),
+        ]);
+        let loaded = store.current(None).await.unwrap().unwrap();
+        assert_eq!(loaded.model.file(), &iris_file());
+        let tag = loaded.etag.as_deref();
+        assert_eq!(tag, Some("\"t\""));
+        assert!(store.current(tag).await.unwrap().is_none());
+        let error = store.current(tag).await.unwrap_err();
+        assert!(matches!(error, StoreError::Read { .. }), "{error}");
+        let asked = asked.join().unwrap();
+        let tagged = |request: &String| request.contains("\r\nif-none-match: \"t\"\r\n");
+        assert_eq!(
+            asked.iter().map(tagged).collect::<Vec<_>>(),
+            [false, true, true]
+        );
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_no_model_is_refused_by_its_name() {
+        let (store, _) = store(vec![("200 OK", b"{}".to_vec())]);
+        let error = store.current(None).await.unwrap_err().to_string();
+        let name = format!(
+            "s3://b/{CURRENT_KEY} (sha256 {}) is refused",
+            sha256_hex(b"{}")
+        );
+        assert_eq!(error, name);
+    }
+}

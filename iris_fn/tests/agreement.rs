@@ -3,10 +3,10 @@
 
 use iris_fn::model::{FEATURE_NAMES, KIND, SCHEMA};
 use iris_fn::predict::softmax;
-use iris_fn::{Feature, ModelFile, Training};
+use iris_fn::{Feature, Flower, GoldenRow, Model, ModelFile, Training};
 use linfa::prelude::*;
 use linfa_logistic::{MultiFittedLogisticRegression, MultiLogisticRegression};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView1};
 use serde_json::Value;
 
 const CSV: &str = include_str!("../../data/iris.csv");
@@ -41,15 +41,15 @@ fn fit(x: &Array2<f64>, y: &Array1<usize>) -> MultiFittedLogisticRegression<f64,
         .unwrap()
 }
 
-/// Our arithmetic with the fit's numbers.
-fn probabilities(fitted: &MultiFittedLogisticRegression<f64, usize>, x: &[f64; 4]) -> [f64; 3] {
+/// Our model with the fit's numbers.
+fn model(fitted: &MultiFittedLogisticRegression<f64, usize>) -> Model {
     let feature = |name: &str| Feature {
         name: name.into(),
         unit: "cm".into(),
         min: 0.0,
         max: 10.0,
     };
-    let file = ModelFile {
+    let mut file = ModelFile {
         schema: SCHEMA,
         kind: KIND.into(),
         features: FEATURE_NAMES.map(feature),
@@ -63,7 +63,16 @@ fn probabilities(fitted: &MultiFittedLogisticRegression<f64, usize>, x: &[f64; 4
         },
         golden: vec![],
     };
-    file.probabilities(x)
+    let features = [5.1, 3.5, 1.4, 0.2];
+    file.golden.push(GoldenRow {
+        features,
+        probabilities: file.probabilities(&features),
+    });
+    Model::from_bytes(&file.to_bytes()).unwrap()
+}
+
+fn flower(row: ArrayView1<f64>) -> Flower {
+    Flower::from(std::array::from_fn(|f| row[f]))
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -79,9 +88,9 @@ fn numbers(value: &Value) -> Vec<f64> {
 fn probabilities_are_linfas_own_to_the_twelfth_digit() {
     let (x, y) = iris();
     let fitted = fit(&x, &y);
-    let theirs = fitted.predict_probabilities(&x);
+    let (model, theirs) = (model(&fitted), fitted.predict_probabilities(&x));
     for (row, theirs) in x.rows().into_iter().zip(theirs.rows()) {
-        let ours = probabilities(&fitted, &std::array::from_fn(|f| row[f]));
+        let ours = model.predict(&flower(row)).probabilities;
         for (a, b) in ours.iter().zip(theirs) {
             assert!((a - b).abs() < 1e-12, "{ours:?} is not {theirs}");
         }
@@ -93,6 +102,7 @@ fn the_fit_is_scikit_learns() {
     let reference: Value = serde_json::from_str(REFERENCE).unwrap();
     let (x, y) = iris();
     let fitted = fit(&x, &y);
+    let model = model(&fitted);
     for k in 0..3 {
         for (f, expected) in numbers(&reference["weights_class_by_feature"][k])
             .iter()
@@ -111,10 +121,8 @@ fn the_fit_is_scikit_learns() {
     }
     for probe in reference["probes"].as_array().unwrap() {
         let features: [f64; 4] = numbers(&probe["x"]).try_into().unwrap();
-        for (ours, theirs) in probabilities(&fitted, &features)
-            .iter()
-            .zip(numbers(&probe["p"]))
-        {
+        let ours = model.predict(&Flower::from(features)).probabilities;
+        for (ours, theirs) in ours.iter().zip(numbers(&probe["p"])) {
             assert!(
                 (ours - theirs).abs() < 1e-4,
                 "{features:?}: {ours} is not {theirs}"
@@ -122,8 +130,9 @@ fn the_fit_is_scikit_learns() {
         }
     }
     let mut confusion = [[0u64; 3]; 3];
-    for (truth, said) in y.iter().zip(&fitted.predict(&x)) {
-        confusion[*truth][*said] += 1;
+    for (truth, row) in y.iter().zip(x.rows()) {
+        let species = model.predict(&flower(row)).species().to_owned();
+        confusion[*truth][CLASSES.iter().position(|c| *c == species).unwrap()] += 1;
     }
     assert_eq!(serde_json::json!(confusion), reference["confusion"]);
 }

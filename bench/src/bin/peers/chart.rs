@@ -7,7 +7,8 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::{EMPTY, Measures, ONNX, OURS, PLAIN, SKLEARN, Samples};
+use crate::contenders::{EMPTY, ONNX, OURS, PLAIN, SKLEARN};
+use crate::goals::{Measures, Samples};
 
 const SIZE: (u32, u32) = (960, 300);
 const OUR_COLOUR: RGBColor = RGBColor(0, 114, 178);

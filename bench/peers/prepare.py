@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[2] / "data" / "iris.csv"
+DATA = HERE.parents[1] / "data" / "iris.csv"
 PEERS = {
     "awslambdaric": ["awslambdaric", "simplejson", "snapshot-restore-py"],
     "plain": [],
