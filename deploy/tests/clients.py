@@ -1,6 +1,7 @@
-"""Who walks the path from outside: `make`, boto3 and paho-mqtt, none of which knows our Rust code."""
+"""Who walks the path from outside: the deployer, `make`, boto3 and paho-mqtt, which knows none of our Rust code."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import math
@@ -9,6 +10,7 @@ import queue
 import socket
 import ssl
 import subprocess
+import sys
 import zipfile
 from collections import deque
 from pathlib import Path
@@ -17,31 +19,53 @@ import boto3
 import paho.mqtt.client as mqtt
 import pytest
 from botocore.config import Config
-from test_local import free_ports
+from test_local import LOCAL, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-DEPLOY, DEVICES = ROOT / "target/notebook/deploy", ROOT / "target/devices"
-# `CLIENT` tests another build of it.
-CLIENT = Path(os.environ.get("CLIENT") or ROOT / "target/notebook/client")
+
+
+def given(name, default):
+    """DEPLOY, CLIENT and ZIP in the environment name other builds to test."""
+    return Path(os.environ.get(name) or ROOT / default).absolute()
+
+
+def size(small, full):
+    """How many: what is checked is the same in both sizes. FULL=1 is for the night."""
+    return full if os.environ.get("FULL") == "1" else small
+
+
+DEPLOY, CLIENT = given("DEPLOY", "target/notebook/deploy"), given("CLIENT", "target/notebook/client")
+MODEL, ZIP = ROOT / "target/model.json", given("ZIP", "target/lambda/local/iris_fn.zip")
+DEVICES = ROOT / "target/devices"
 STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
-MODEL, ZIP = ROOT / "target/model.json", ROOT / "target/lambda/local/iris_fn.zip"
 REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
 FEATURES, CLASSES = REFERENCE["features"], REFERENCE["classes"]
 SETOSA = dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2]))
 
 
-def run(*command, **settings):
+def run(*command, environment=None, **settings):
     """(exit code, stdout, stderr) of a command; neither Python nor Rust may break down in it."""
     # Under `make test` these would hand the outer make's own settings down.
     outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment = environment or {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(
         command, cwd=ROOT, env={**environment, **settings}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=900,
     )  # fmt: skip
     assert not any(word in done.stdout + done.stderr for word in ("Traceback", "panicked")), done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr
+
+
+def trained_model():
+    """The bytes of target/model.json. Notebook 01 makes it: once, when several test processes miss it at once."""
+    MODEL.parent.mkdir(exist_ok=True)
+    with open(MODEL.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not MODEL.exists():
+            code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
+            assert code == 0, out + err
+        return MODEL.read_bytes()
 
 
 def sha256(data):
@@ -80,22 +104,48 @@ def zipped(path, **files):
 
 
 class Cloud:
-    """The project's Makefile, and AWS clients for the cloud that it runs."""
+    """A local cloud on ports and in a folder of its own, the deployer for it, and AWS clients."""
 
-    def __init__(self, directory):
-        self.dir = directory
+    def __init__(self, directory, devices=DEVICES):
+        self.dir, self.devices, self.archives, self.zip = directory, devices, directory.with_name("class"), ZIP
         self.gateway, self.mqtt = free_ports(2)
-        self.settings = {
-            "STACK": STACK, "TARGET": "local", "LOCAL_DIR": directory,
-            "GATEWAY_PORT": self.gateway, "IOT_MTLS_PORT": self.mqtt,
+        self.settings = {  # what a user would give to `make`
+            "STACK": STACK, "TARGET": "local", "LOCAL_DIR": str(directory), "GATEWAY_PORT": str(self.gateway),
+            "IOT_MTLS_PORT": str(self.mqtt),
+        }  # fmt: skip
+        self.environment = {  # what `make` makes of that
+            **self.settings, "AWS_ENDPOINT_URL": self.url, "AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "PATH": os.environ["PATH"], "HOME": "/nonexistent",
         }  # fmt: skip
 
-    def make(self, target, **changes):
-        return run("make", target, *(f"{name}={value}" for name, value in {**self.settings, **changes}.items()))
+    def command(self, target, **changes):
+        """What `make target` calls in the end, with folders of our own."""
+        if target in ("local", "stop"):
+            return [sys.executable, LOCAL, "start" if target == "local" else "stop"]
+        zip, name = changes.get("ZIP", self.zip), changes.get("NAME", "lily")
+        arguments = {
+            "plan": ["plan", zip], "deploy": ["up", zip],
+            "device": ["device", name, "--dir", self.devices], "destroy": ["destroy", "--dir", self.devices],
+            "class": ["class", zip, "--dir", self.archives], "class-destroy": ["class-destroy", "--dir", self.archives],
+        }  # fmt: skip
+        return [DEPLOY, *arguments.get(target, [target])]
 
-    def must(self, target, **changes):
+    def make(self, target, **changes):
+        """`make target`, but without looking first whether everything is installed and the cloud runs."""
+        if target == "build":
+            return self.by_make(target, **changes)
+        settings = {name: str(value) for name, value in changes.items()}
+        return run(*self.command(target, **changes), environment=self.environment, **settings)
+
+    def by_make(self, target, *options, **changes):
+        """The Makefile itself."""
+        settings = {**self.settings, "DEPLOY": DEPLOY, "CLIENT": CLIENT, "ZIP": self.zip, **changes}
+        return run("make", *options, target, *(f"{name}={value}" for name, value in settings.items()))
+
+    def must(self, target, make=None, **changes):
         """What `make target` says when it succeeds."""
-        code, out, err = self.make(target, **changes)
+        code, out, err = (make or self.make)(target, **changes)
         assert code == 0, f"make {target}: {out}\n{err}"
         return out
 
@@ -111,15 +161,14 @@ class Cloud:
         )  # fmt: skip
 
     def deployer(self, *arguments, key="test", secret="test", stack=STACK):
-        """The deployer itself, as `make` would call it, in its own process; its errors are in its output."""
-        environment = {
-            "STACK": stack, "TARGET": "local", "AWS_ENDPOINT_URL": self.url, "AWS_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "IOT_MTLS_PORT": str(self.mqtt),
-            "PATH": os.environ["PATH"], "HOME": "/nonexistent",
-        }  # fmt: skip
+        """The deployer in its own process; its errors are in its output."""
+        environment = {**self.environment, "STACK": stack, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
         return subprocess.Popen(
             [DEPLOY, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+
+    def device(self, name, client_id=None):
+        return Device(name, client_id, self.devices / name)
 
     def publish(self, model):
         """As notebook 02 does with the Rust SDK: a name that never changes, then the copy that is in use."""

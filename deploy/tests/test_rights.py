@@ -12,15 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import ACCOUNT, BUCKET, FUNCTION, REGION, ROOT, SETOSA, STACK, Cloud, Device, iris, question
+from clients import ACCOUNT, BUCKET, FUNCTION, REGION, SETOSA, STACK, ZIP, Cloud, Device, iris, question, size
 
 REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
-MEMBERS = 30
+MEMBERS = size(4, 30)
 
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory, model):
-    cloud = Cloud(tmp_path_factory.mktemp("rights") / "local")
+    folder = tmp_path_factory.mktemp("rights")
+    cloud = Cloud(folder / "local", folder / "devices")
     cloud.must("local")
     try:
         cloud.must("bucket")
@@ -120,9 +121,9 @@ def anna(cloud):
 
 
 def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, model):
-    zip = "target/lambda/local/iris_fn.zip"
-    steps = [["destroy"], ["bucket"], ["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
-    steps += [["device", "anna"], ["status"], ["invoke"], ["logs"], ["versions"], ["rollback", "--what", "model"]]
+    zip, folder = str(ZIP), ["--dir", str(cloud.devices)]
+    steps = [["destroy", *folder], ["bucket"], ["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
+    steps += [["device", "anna", *folder], ["status"], ["invoke"], ["logs"], ["versions"], ["rollback", "--what", "model"]]
     first, second = model, model.replace(b'"iterations": ', b'"iterations": 1')
     for step in steps:
         if step[0] == "up":  # what notebook 2 does
@@ -133,9 +134,9 @@ def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, mo
             step = [*step, "--to", "b"]
         code, said = anna.deploy(*step)
         assert code == 0, (step, said)
-    with Device("anna") as device:
+    with cloud.device("anna") as device:
         assert device.listening().ask([{"request_id": "r", **SETOSA}])["r"]["species"] == "setosa"
-    code, said = anna.deploy("destroy")
+    code, said = anna.deploy("destroy", *folder)
     assert code == 0 and f"nothing of stack {STACK} is left" in said
     cloud.must("bucket")
     cloud.publish(model)
@@ -146,7 +147,7 @@ def test_a_person_cannot_touch_another_stack(cloud, anna):
     storage = cloud.client("s3")
     storage.create_bucket(Bucket=f"other-{ACCOUNT}-{REGION}")
     storage.put_object(Bucket=f"other-{ACCOUNT}-{REGION}", Key="models/current.json", Body=b"x")
-    for arguments in (["bucket"], ["status"], ["destroy"], ["device", "x"], ["up", "target/lambda/local/iris_fn.zip"]):
+    for arguments in (["bucket"], ["status"], ["destroy"], ["device", "x"], ["up", str(ZIP)]):
         code, said = anna.deploy(*arguments, stack="other")
         assert code != 0 and "AccessDenied" in said, said
 
@@ -173,14 +174,14 @@ def test_a_person_may_not(anna, what):
 # --- a class ----------------------------------------------------------------
 
 
-def test_thirty_stacks_answer_their_own_devices_only_and_go_together(cloud, tmp_path):
+def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, tmp_path):
     settings = {"N": MEMBERS}
     listed = cloud.must("class", **settings)
     assert listed.count(" is ready: ") == MEMBERS
     assert cloud.must("class", **settings).count(" is ready: ") == MEMBERS  # again: nothing to do, nothing broken
     names = [f"{STACK}{i:02}" for i in range(1, MEMBERS + 1)]
     for name in names:  # as a member would: unpack the archive
-        archive = zipfile.ZipFile(io.BytesIO((ROOT / f"target/class/{name}.zip").read_bytes()))
+        archive = zipfile.ZipFile(io.BytesIO((cloud.archives / f"{name}.zip").read_bytes()))
         assert f"STACK={name}" in archive.read("STACK.txt").decode()
         archive.extractall(tmp_path / name)
 
@@ -206,7 +207,7 @@ def test_thirty_stacks_answer_their_own_devices_only_and_go_together(cloud, tmp_
     code, _, err = cloud.make("class", N=0)
     assert code != 0 and "a class has 1 to 100 stacks" in err
     assert cloud.must("class-destroy", **settings).endswith(f"nothing of class {STACK} is left\n")
-    assert not (ROOT / "target/class").exists()
+    assert not cloud.archives.exists()
     functions = [each["FunctionName"] for each in cloud.client("lambda").list_functions()["Functions"]]
     assert functions == [FUNCTION]  # the class's own stack is not of the class
     assert [each for each in cloud.client("iot").list_things()["things"] if each["thingName"].endswith("-notebook")] == []

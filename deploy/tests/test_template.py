@@ -1,6 +1,9 @@
 """What the local cloud does not check in template.yaml: who may do what, and what stays closed.
 
 cfn-lint's decoder reads the file, so `!Sub x` is {"Fn::Sub": "x"} here. Its rules are checked by `make test`.
+
+checkov, which `make test-all` runs, looks at the same template (checkov.yaml). It takes a minute to install, so what
+it checks there is checked here too; and what it has not looked at yet fails the first test.
 """
 
 import json
@@ -67,6 +70,49 @@ def iam_policies(template):
 
 def as_list(value):
     return value if isinstance(value, list) else [value]
+
+
+CHECKED = {
+    "AWS::CloudWatch::Alarm": "AlarmDescription AlarmName ComparisonOperator Dimensions EvaluationPeriods MetricName "
+    "Namespace Period Statistic Threshold TreatMissingData",
+    "AWS::CloudWatch::Dashboard": "DashboardBody DashboardName",
+    "AWS::Events::Rule": "Description Name ScheduleExpression Targets",
+    "AWS::IAM::Role": "AssumeRolePolicyDocument Policies RoleName",
+    "AWS::IoT::Policy": "PolicyDocument PolicyName",
+    "AWS::IoT::TopicRule": "RuleName TopicRulePayload",
+    "AWS::Lambda::Alias": "FunctionName FunctionVersion Name",
+    "AWS::Lambda::EventInvokeConfig": "DestinationConfig FunctionName MaximumEventAgeInSeconds MaximumRetryAttempts "
+    "Qualifier",
+    "AWS::Lambda::Function": "Architectures Code Description Environment FunctionName Handler MemorySize Role Runtime "
+    "Timeout",
+    "AWS::Lambda::Permission": "Action FunctionName Principal SourceAccount SourceArn",
+    "AWS::Lambda::Version": "FunctionName",
+    "AWS::Logs::LogGroup": "LogGroupName RetentionInDays",
+    "AWS::S3::Bucket": "BucketEncryption BucketName PublicAccessBlockConfiguration VersioningConfiguration",
+    "AWS::S3::BucketPolicy": "Bucket PolicyDocument",
+    "AWS::SQS::Queue": "MessageRetentionPeriod QueueName SqsManagedSseEnabled",
+}
+
+
+def test_nothing_is_there_that_checkov_has_not_looked_at(template):
+    """A bucket's ACL, a function's URL, another kind of resource: run checkov on it, then name it above."""
+    for name, resource in template["Resources"].items():
+        unchecked = resource["Properties"].keys() - CHECKED.get(resource["Type"], "").split()
+        assert resource["Type"] in CHECKED and not unchecked, (name, resource["Type"], unchecked)
+
+
+def test_each_role_is_for_one_service(template):
+    roles = {name: r["Properties"] for name, r in template["Resources"].items() if r["Type"] == "AWS::IAM::Role"}
+    for name, role in roles.items():
+        [trust] = statements(role["AssumeRolePolicyDocument"])
+        service = {"FunctionRole": "lambda.amazonaws.com", "RuleRole": "iot.amazonaws.com"}[name]
+        assert (trust["Action"], trust["Principal"]) == ("sts:AssumeRole", {"Service": service})
+
+
+def test_the_function_is_given_names_and_no_secret(template):
+    """Its runtime is looked at by cfn-lint, which knows when AWS ends one."""
+    variables = template["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+    assert variables == {"BUCKET": {"Ref": "Bucket"}, "STACK": {"Ref": "AWS::StackName"}, "MODEL_TTL": "5"}
 
 
 def test_nothing_is_allowed_on_everything(template):

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).resolve().parents[2]
-BOOTSTRAP = ROOT / "target/release/bootstrap"
+BOOTSTRAP = ROOT / "target/notebook/bootstrap"
 
 
 def certificates(path):

@@ -1,9 +1,10 @@
-"""The whole cloud path, as a user drives it with `make` and as an outside client meets it.
+"""The whole cloud path, as a user drives it and as an outside client meets it.
 
 The path is the workshop's own: `make bucket`, publish a model, `make deploy`, `make device`, ask over MQTT,
-`make destroy`. Notebooks 02 to 04 publish and ask with the Rust SDK and rumqttc, and are tested on their own; here
-boto3 and paho-mqtt do it (clients.py). What is right is said by scikit-learn: iris_fn/tests/reference.json holds
-the weights that it found for the same data.
+`make destroy`. The fixture below takes it with the Makefile itself; the tests, here and in other files, call the
+deployer as the Makefile does. Notebooks 02 to 04 publish and ask with the Rust SDK and rumqttc, and are tested on
+their own; here boto3 and paho-mqtt do it (clients.py). What is right is said by scikit-learn:
+iris_fn/tests/reference.json holds the weights that it found for the same data.
 
 The local cloud is started here, on ports and in a folder of its own, beside whatever else is running. The tests
 share one deployed stack, and the last one takes it away.
@@ -11,52 +12,85 @@ share one deployed stack, and the last one takes it away.
 
 import json
 import math
+import os
 import queue
 import random
 import socket
 import ssl
 import time
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 import pytest
 from botocore.exceptions import ClientError
 from clients import (
-    ACCOUNT, BUCKET, CLASSES, DEPLOY, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, ZIP, Cloud, Device,
-    expected, iris, probabilities, question, run, sha256,
+    ACCOUNT, BUCKET, CLASSES, DEPLOY, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, Cloud, expected,
+    iris, probabilities, question, run, sha256,
 )  # fmt: skip
 from test_local import alive, free_ports, wait_for
 
-US, OTHER = "walkthrough", "walkthrough-other"  # two devices
+US, OTHER = "us", "other"  # two devices
+BY_MAKE = f"walkthrough-{os.getpid()}"  # a third, in the folder that `make device` uses
 
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory, model):
-    """A cloud with the stack, a model and two devices in it; afterwards nothing of that is left."""
-    cloud = Cloud(tmp_path_factory.mktemp("walkthrough") / "local")
-    cloud.must("local")
+    """A cloud with the stack, a model and three devices in it; afterwards nothing of that is left."""
+    folder = tmp_path_factory.mktemp("walkthrough")
+    cloud = Cloud(folder / "local", folder / "devices")
+    by_make = partial(cloud.must, make=cloud.by_make)
+    by_make("local")
     pid = json.loads((cloud.dir / "pid").read_text())["pid"]
     try:
-        cloud.must("bucket")
+        by_make("bucket")
         cloud.publish(model)
-        if not ZIP.exists():
-            cloud.must("build")
-        cloud.must("deploy")
+        if not os.environ.get("ZIP"):
+            cloud.zip = folder / "iris_fn.zip"  # other files read the usual one
+            by_make("build")
+        by_make("deploy")
+        by_make("device", NAME=BY_MAKE)
         for name in (US, OTHER):
             cloud.must("device", NAME=name)
         yield cloud
     finally:
-        code, *said = cloud.make("destroy")
-        cloud.must("stop")
-    assert code == 0, said
-    assert not any((DEVICES / name).exists() for name in (US, OTHER))
+        destroy = cloud.deployer("destroy")  # in the usual folder: `make device` wrote to it
+        said, _ = destroy.communicate(timeout=120)
+        by_make("stop")
+    assert destroy.returncode == 0, said
+    assert not (DEVICES / BY_MAKE).exists()
     wait_for(lambda: not alive(pid), 5)
 
 
 @pytest.fixture
 def device(cloud):
     """The first device, connected and listening to its answers."""
-    with Device(US) as device:
+    with cloud.device(US) as device:
         yield device.listening()
+
+
+# --- what `make` calls ------------------------------------------------------
+
+
+def test_make_calls_what_these_tests_call(cloud):
+    targets = "local bucket plan deploy versions rollback device dlq redrive status invoke logs policy cost destroy"
+    for target in [*targets.split(), "class", "class-destroy", "stop"]:
+        code, out, err = cloud.by_make(target, "--dry-run")
+        assert code == 0, err
+        theirs, ours = out.splitlines()[-1], " ".join(map(str, cloud.command(target, NAME='"$NAME"')))
+        theirs, ours = (line.replace(f"{ROOT}/", "").partition(" --dir ")[0] for line in (theirs, ours))
+        assert theirs.endswith(ours.partition(" ")[2]), (theirs, ours)  # without the program: Python's path differs
+
+
+def test_make_sets_what_these_tests_set(cloud):
+    others = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_CONFIG_FILE")
+    others = {name: "mine" for name in others}
+    settings = {**cloud.settings, "TO": "3", "DEPLOY": "env; :"}  # in the deployer's place: what does it see?
+    code, out, err = run("make", "versions", *(f"{name}={value}" for name, value in settings.items()), **others)
+    assert code == 0, err
+    seen = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    ours = {name: value for name, value in cloud.environment.items() if name not in ("PATH", "HOME")}
+    assert {**ours, "TO": "3"}.items() <= seen.items()
+    assert "mine" not in seen.values()
 
 
 # --- the model --------------------------------------------------------------
@@ -126,17 +160,6 @@ def test_a_damaged_model_is_not_deployed_and_live_keeps_the_good_one(cloud, mode
         assert f"s3://{BUCKET}/models/current.json is refused: " in err and reason in err
         assert cloud.alias() == live
         assert cloud.invoke(question())["model"] == sha256(model)
-    finally:
-        cloud.publish(model)
-
-
-def test_a_new_model_is_served_after_the_next_deploy(cloud, model):
-    retrained = model.replace(b'"iterations": ', b'"iterations": 1')  # another file, the same weights
-    try:
-        for current in (retrained, model):  # to the new one, and back again
-            cloud.publish(current)
-            cloud.must("deploy")
-            assert cloud.invoke(question())["model"] == sha256(current)
     finally:
         cloud.publish(model)
 
@@ -269,14 +292,14 @@ def test_no_call_has_failed_and_no_dead_letter_was_left(cloud):
 
     assert total("Invocations") > 0 and total("Errors") == 0
     url = queues.get_queue_url(QueueName=f"{STACK}-dead-letters")["QueueUrl"]
-    assert "Messages" not in queues.receive_message(QueueUrl=url, WaitTimeSeconds=4)
+    assert "Messages" not in queues.receive_message(QueueUrl=url, WaitTimeSeconds=1)
 
 
 # --- what a device may not --------------------------------------------------
 
 
 def test_without_a_certificate_the_handshake_fails(cloud):
-    tls = ssl.create_default_context(cafile=DEVICES / US / "ca.pem")
+    tls = ssl.create_default_context(cafile=cloud.devices / US / "ca.pem")
     with pytest.raises((ssl.SSLError, ConnectionError)):
         with socket.create_connection(("127.0.0.1", cloud.mqtt), timeout=10) as plain:
             with tls.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as secure:
@@ -284,31 +307,38 @@ def test_without_a_certificate_the_handshake_fails(cloud):
 
 
 def test_a_device_cannot_be_another(cloud):
-    with Device(US, client_id=f"{STACK}-{OTHER}") as impostor:
+    with cloud.device(US, client_id=f"{STACK}-{OTHER}") as impostor:
         assert not impostor.accepted
 
 
 @pytest.mark.parametrize(
     "topic", ["#", "+/response/+", f"{STACK}/response/#", f"{STACK}/response/{STACK}-{OTHER}", f"{STACK}/request/+"]
 )
-def test_a_device_cannot_listen_to_others(device, topic):
+def test_a_device_cannot_listen_to_others(cloud, device, topic):
     assert not device.subscribe(topic)
-    with Device(OTHER) as other:
+    with cloud.device(OTHER) as other:
         assert other.listening().ask([{"request_id": "private", **SETOSA}])
     with pytest.raises(queue.Empty):
         device.inbox.get(timeout=0.5)
 
 
 @pytest.mark.parametrize("kind", ["request", "response"])
-def test_a_device_cannot_speak_for_others(device, kind):
-    with Device(OTHER) as other:
+def test_a_device_cannot_speak_for_others(cloud, device, kind):
+    with cloud.device(OTHER) as other:
         other.listening()
         device.client.publish(f"{STACK}/{kind}/{other.id}", question(request_id="forged"), qos=1)
         time.sleep(0.5)
         assert other.ask([{"request_id": "own", **SETOSA}]).keys() == {"own"}  # it would have heard
 
 
-# --- the end: keep this test the last ---------------------------------------
+# --- the end: keep these tests the last -------------------------------------
+
+
+def test_a_new_model_is_served_after_the_next_deploy(cloud, model):
+    retrained = model.replace(b'"iterations": ', b'"iterations": 1')  # another file, the same weights
+    cloud.publish(retrained)
+    cloud.must("deploy")
+    assert cloud.invoke(question())["model"] == sha256(retrained)
 
 
 def test_destroy_takes_all_of_the_stack_and_nothing_else(cloud):
@@ -317,9 +347,9 @@ def test_destroy_takes_all_of_the_stack_and_nothing_else(cloud):
     storage.create_bucket(Bucket=f"{neighbour}-{ACCOUNT}-{REGION}")
     iot.create_thing(thingName=f"{neighbour}-lily", attributePayload={"attributes": {"stack": neighbour}})
     storage.delete_object(Bucket=BUCKET, Key="models/current.json")  # leaves a delete marker, and versions below
-    assert len(iot.list_certificates()["certificates"]) == 2
+    assert len(iot.list_certificates()["certificates"]) == 3
 
-    assert f"nothing of stack {STACK} is left" in cloud.must("destroy")
+    assert f"nothing of stack {STACK} is left" in cloud.must("destroy", make=cloud.by_make)
 
     with pytest.raises(ClientError, match="does not exist"):
         cloud.client("cloudformation").describe_stacks(StackName=STACK)
@@ -331,6 +361,8 @@ def test_destroy_takes_all_of_the_stack_and_nothing_else(cloud):
     roles = cloud.client("iam").list_roles()["Roles"]
     assert not [role["RoleName"] for role in roles if role["RoleName"].startswith(f"{STACK}-")]
     assert not cloud.client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{STACK}")["logGroups"]
-    assert not any((DEVICES / name).exists() for name in (US, OTHER))
+    assert not (DEVICES / BY_MAKE).exists()
 
+    assert f"nothing of stack {STACK} is left" in cloud.must("destroy")  # the other devices' folders
+    assert not any(cloud.devices.iterdir())
     assert cloud.must("destroy").endswith(f"nothing of stack {STACK} is there\n")
