@@ -1,70 +1,72 @@
-"""The kernel as JupyterLab uses it: two notebooks open at once, and the stop button."""
+"""The kernel: two notebooks open at once, the stop button, and what each kind of failing cell says."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from queue import Empty
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
 
 import pytest
-from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import KernelManager
-from run import kernel_specs
-
-pytestmark = pytest.mark.usefixtures("specs")
-SECONDS = 60
+from nbformat.v4 import new_code_cell, new_notebook
+from run import ROOT, Session, kernel_specs
 
 
-@pytest.fixture
-def specs() -> KernelSpecManager:
-    """The kernels of this .venv, as run.py sees them."""
-    return kernel_specs()
+def session(folder: Path) -> Session:
+    """A session on an empty notebook."""
+    return Session(new_notebook(), kernel_specs(), 60, folder / "kernel.log")
 
 
-@contextmanager
-def kernel(specs: KernelSpecManager) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    """A running kernel and a client that talks to it."""
-    manager = KernelManager(kernel_name="rust", kernel_spec_manager=specs)
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=SECONDS)
-        yield manager, client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+async def trouble(session: Session, code: str, tag: str = "plain") -> str:
+    """What is wrong with a cell, run after those before it."""
+    session.nb.cells.append(new_code_cell(code, metadata={"tags": [tag]}))
+    return await session.run_cell(session.nb.cells[-1])
 
 
-def run(client: BlockingKernelClient, code: str) -> str:
-    """What a cell prints, or the error it ends with."""
-    printed: list[str] = []
-
-    def keep(message: dict) -> None:
-        content = message["content"]
-        printed.append(content.get("text") or content.get("evalue") or "")
-
-    client.execute_interactive(code, timeout=SECONDS, output_hook=keep)
-    return "".join(printed)
+async def printed(session: Session, code: str) -> str:
+    """What a good cell prints."""
+    assert await trouble(session, code) == ""
+    return "".join(output.text for output in session.nb.cells[-1].outputs)
 
 
-def test_two_notebooks_are_open_at_once_and_both_work(specs: KernelSpecManager) -> None:
-    with kernel(specs) as (_, one), kernel(specs) as (_, two):
-        for client in (one, two):
-            run(client, "use workshop::*;")
-        assert run(one, "let a: i32 = 1; println!(\"{}\", iris_fn::model::FEATURES);") == "4\n"
-        assert run(two, "let a: i32 = 2; println!(\"{}\", iris_fn::model::CLASSES);") == "3\n"
-        assert run(one, 'println!("{a}");') == "1\n"
+def test_two_notebooks_are_open_at_once_and_each_ends_by_itself(tmp_path: Path) -> None:
+    async def both() -> None:
+        one, two = session(tmp_path), session(tmp_path)
+        async with one.kernel(ROOT), two.kernel(ROOT):
+            for kernel in (one, two):
+                await printed(kernel, "use workshop::*;")
+            assert await printed(one, "let a: i32 = 1; println!(\"{}\", iris_fn::model::FEATURES);") == "4\n"
+            assert await printed(two, "let a: i32 = 2; println!(\"{}\", iris_fn::model::CLASSES);") == "3\n"
+            assert "the kernel died" in await trouble(two, "!kill -9 $PPID")
+            assert await printed(one, 'println!("{a}");') == "1\n"
+            assert "printed more than 250,000" in await trouble(one, 'loop { println!("again and again"); }')
+
+    asyncio.run(both())
 
 
-def test_an_interrupted_kernel_lives_and_keeps_its_functions(specs: KernelSpecManager) -> None:
-    with kernel(specs) as (manager, client):
-        run(client, "fn double(x: i32) -> i32 { 2 * x }")
-        client.execute('println!("started"); loop {}')
-        while client.get_iopub_msg(timeout=SECONDS)["content"].get("text") != "started\n":
-            pass
-        manager.interrupt_kernel()
-        client.get_shell_msg(timeout=SECONDS)  # the interrupted cell has ended
-        with pytest.raises(Empty):
-            while True:
-                client.get_iopub_msg(timeout=1)
-        assert run(client, 'println!("{}", double(21));') == "42\n"
+FAILING = {
+    'let a: i32 = "x";': ["mismatched types", "expected `i32`"],
+    'let n: i32 = "x".parse::<i32>()?;': ["invalid digit found in string", "stderr"],
+    'eprintln!("only a warning");': ["only a warning", "stderr"],
+    "!false": ["Shell command failed with exit code 1"],
+    'panic!("no petals");': ["no petals", "Subprocess terminated"],
+}
+
+
+def test_each_failing_cell_says_why_and_an_interrupted_kernel_keeps_its_functions(tmp_path: Path) -> None:
+    async def fail() -> None:
+        kernel = session(tmp_path)
+        async with kernel.kernel(ROOT):
+            assert await printed(kernel, "fn double(x: i32) -> i32 { 2 * x }") == ""
+            for code, complaints in FAILING.items():
+                found = await trouble(kernel, code, tag="raises-exception")  # which is no excuse
+                assert [text for text in complaints if text not in found] == [], found
+            running = tmp_path / "running"
+            looping = asyncio.create_task(trouble(kernel, f'std::fs::write("{running}", "")?; loop {{}}'))
+            while not running.exists():
+                await asyncio.sleep(0.1)
+            await kernel.km.interrupt_kernel()
+            assert "Subprocess terminated" in await looping
+            assert await printed(kernel, 'println!("{}", double(21));') == "42\n"
+            kernel.timeout = 2
+            assert "it took longer than 2 s" in await trouble(kernel, "loop {}")
+
+    asyncio.run(fail())

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "target" / "test-notebooks"
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+# The fifth waits six minutes for containers to grow cold.
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb" if os.environ.get("FULL") else "0[1-4]*.ipynb"))
 
 
 def free_port() -> int:
@@ -35,7 +36,8 @@ def cloud() -> Iterator[dict[str, str]]:
         "IOT_MTLS_PORT": str(free_port()),
     }
     # What `make test` was called with is not for the makes below it.
-    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")} | settings
+    makes = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    env = {k: v for k, v in os.environ.items() if k not in makes} | settings
     subprocess.run(["make", "local"], cwd=ROOT, env=env, check=True, timeout=120)
     yield env
     subprocess.run(["make", "stop"], cwd=ROOT, env=env, check=True, timeout=120)
