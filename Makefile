@@ -33,8 +33,7 @@ CLIENT      := target/notebook/client
 ZIP         := target/lambda/$(TARGET)/iris_fn.zip
 # The build lands where the recipes look for it, whatever your own settings say.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
-# A terminal sees Cargo's progress; a log or a notebook cell only what matters.
-QUIET       := $(if $(MAKE_TERMERR),,--quiet)
+SETUP       := "$(PYTHON)" notebooks/kernel/setup.py
 
 ifeq ($(TARGET),local)
 # All that differs between the laptop and AWS. `test` is the local cloud's root user: any secret will do.
@@ -48,15 +47,19 @@ export AWS_SHARED_CREDENTIALS_FILE := /dev/null
 unexport AWS_PROFILE AWS_SESSION_TOKEN AWS_DEFAULT_REGION AWS_IGNORE_CONFIGURED_ENDPOINT_URLS
 export NO_PROXY := 127.0.0.1,localhost
 export no_proxy := 127.0.0.1,localhost
-CLOUD     := cloud
-BUILD     := cargo build
-BOOTSTRAP := target/release/bootstrap
+CLOUD     := setup cloud
+# Built with the notebooks' settings, to share their dependencies: minutes sooner there, and slower than what AWS gets.
+FUNCTION  := $(SETUP) function
+BESIDE    := $(FUNCTION)
+BOOTSTRAP := target/notebook/bootstrap
 else ifeq ($(TARGET),aws)
 CLOUD     := setup
 ifeq ($(ARCH),host)
 override ARCH := x86_64
 endif
-BUILD     := cargo lambda build $(if $(filter arm64,$(ARCH)),--arm64,--x86-64)
+FUNCTION  := $(SETUP) && cargo lambda build --quiet --locked --release $(if $(filter arm64,$(ARCH)),--arm64,--x86-64) \
+  --package iris_fn --bin bootstrap
+BESIDE    := $(SETUP)
 BOOTSTRAP := target/lambda/bootstrap/bootstrap
 else
 $(error TARGET is '$(TARGET)': it is local or aws)
@@ -70,18 +73,24 @@ help: ## Print this list
 	  /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' Makefile
 	@echo; echo "Settings: STACK=$(STACK) TARGET=$(TARGET) (local or aws) NAME=$(NAME) NB=notebooks/01_train.ipynb"
 
-demo: $(CLOUD) build ## The whole walkthrough: from the data to 150 live predictions
-	@.venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(WALKTHROUGH)
+# Notebook 1 starts as soon as it can, and what the later ones need is built beside it. A cell that needs it waits.
+demo: first ## The whole walkthrough: from the data to 150 live predictions
+	@$(BESIDE) & .venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(WALKTHROUGH) \
+	  || { code=$$?; kill $$! 2>&-; exit $$code; }
 	@echo "Next: make lab opens the notebooks, make status says what is deployed, make stop ends the local cloud."
 
-lab: $(CLOUD) ## Open the notebooks in JupyterLab
-	@.venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_train.ipynb
+lab: first ## Open the notebooks in JupyterLab
+	@$(BESIDE) & exec .venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_train.ipynb
 
 setup: ## Install everything, once (every target that needs it runs it)
-	@$(PYTHON) notebooks/kernel/setup.py
+	@$(SETUP)
+
+# Only what a notebook needs to start.
+first:
+	@$(SETUP) notebooks
 
 ##@ Notebooks
-run: $(CLOUD) ## Run one notebook without a browser: make run NB=notebooks/01_train.ipynb
+run: first $(CLOUD) ## Run one notebook without a browser: make run NB=notebooks/01_train.ipynb
 	@test -n "$$NB" || { echo "Which notebook? make run NB=notebooks/01_train.ipynb"; exit 2; }
 	@.venv/bin/python notebooks/kernel/run.py "$$NB"
 
@@ -90,14 +99,14 @@ notebooks: $(CLOUD) ## Run all notebooks and keep their outputs in them
 
 # What Jupyter starts for each notebook: the kernel, with the settings above, in this folder.
 kernel:
-	@exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR "$(EVCXR)" --control_file "$(CONNECTION_FILE)"
+	@exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR target/setup/evcxr_jupyter --control_file "$(CONNECTION_FILE)"
 
 ##@ The cloud
 local: setup ## Start the local cloud (nothing to do when it runs)
 	@.venv/bin/python deploy/local.py start
 
 # The same for the targets that need it, silent when it runs.
-cloud: setup
+cloud: first
 	@.venv/bin/python deploy/local.py start --quiet
 
 stop: ## Stop the local cloud; what is in it stays
@@ -106,8 +115,8 @@ stop: ## Stop the local cloud; what is in it stays
 bucket: $(CLOUD) ## Make the stack's bucket (its first stage)
 	@$(DEPLOY) bucket
 
-build: setup ## Build the function and zip it
-	@$(BUILD) $(QUIET) --locked --release --package iris_fn --bin bootstrap
+build: ## Build the function and zip it
+	@$(FUNCTION)
 	@$(DEPLOY) package $(BOOTSTRAP) $(ZIP)
 
 plan: $(CLOUD) ## Say what make deploy would change, and change nothing (exit 0: nothing to do, 2: something)
@@ -174,25 +183,24 @@ class-destroy: $(CLOUD) ## Delete all stacks of the class
 	@$(DEPLOY) class-destroy
 
 ##@ Developing
-test: test-tools ## Format, lints, unit, property and doc tests, the whole path on a local cloud, the notebooks
-	@notebooks/kernel/test.sh
+check: first ## For every save: format, lints, unit, property and doc tests
+	@notebooks/kernel/test.sh check
+
+test: test-tools build ## For every landing: also the whole path on a local cloud, faults, the live page, the notebooks
+	@notebooks/kernel/test.sh test
+
+test-all: test-tools build ## For every night: the same at full size, the faults with a long soak, and fuzzing (2 hours)
+	@notebooks/kernel/test.sh all
 
 # What only the checks need, beside all that setup installs.
 test-tools: setup
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r notebooks/kernel/requirements-test.txt
 
-# OPENBLAS_*: some machines set them for older versions, and they slow a current NumPy down.
-bench: cloud build test-tools ## Measure the function against its peers, and a round trip: 7 minutes (Linux; 500 MB of Python packages)
-	@.venv/bin/python iris_fn/benches/peers/prepare.py target/bench/peers
-	@cargo bench $(QUIET) --locked --package iris_fn --bench hot
-	@cargo build $(QUIET) --locked --release --package iris_fn --example empty --example echo
-	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE PYTHON="$$(readlink -f .venv/bin/python)" \
-	  cargo bench $(QUIET) --locked --package iris_fn --bench peers
-	@cargo build $(QUIET) --locked --release --package client --example round_trip
-	@.venv/bin/python client/round_trip.py
+bench: cloud test-tools ## Measure the function against its peers, and a round trip: 7 minutes (Linux; 500 MB of Python packages)
+	@bench/run.sh
 
 faults: build test-tools ## Break network, broker, function and store, and count the lost: make faults SOAK=1 CASE=broker
-	@.venv/bin/python client/faults.py
+	@FULL=1 .venv/bin/python -m pytest -p no:cacheprovider -q -n 3 --dist loadfile client/tests/faults
 
 # Coverage-guided, on stable Rust: libFuzzer without a sanitizer, as there is no unsafe code of ours to watch.
 fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (needs a C++ compiler; first 5 minutes)
@@ -207,4 +215,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive test test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use rumqttc::tokio_rustls::rustls::crypto::aws_lc_rs;
 use rumqttc::{MqttOptions, TlsConfiguration, Transport};
 use serde::Deserialize;
 
@@ -79,6 +80,9 @@ impl Device {
     pub fn options(&self) -> MqttOptions {
         let Endpoint { host, port, .. } = &self.endpoint;
         let mut options = MqttOptions::new(self.client_id(), host, *port);
+        // Where two cryptographic libraries are compiled in, as the function's own is on a laptop, rustls asks which one
+        // to use. The first choice stands, and a second changes nothing.
+        let _ = aws_lc_rs::default_provider().install_default();
         options.set_transport(Transport::Tls(TlsConfiguration::Simple {
             ca: self.ca.clone(),
             client_auth: Some((self.certificate.clone(), self.key.clone())),

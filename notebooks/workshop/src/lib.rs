@@ -10,7 +10,23 @@ pub use {
 
 /// The one Tokio in a kernel. Cells reach it as the crate `tokio`, by way of `notebooks/kernel/tokio`.
 pub mod kernel {
+    use std::pin::Pin;
+
     pub use tokio;
+    use tokio::runtime::Runtime;
+
+    /// A runtime that is never dropped.
+    ///
+    /// # Errors
+    /// When the system gives it no threads.
+    pub fn runtime() -> std::io::Result<&'static Runtime> {
+        Ok(Box::leak(Box::new(Runtime::new()?)))
+    }
+
+    /// Run `future` to its end: compiled here, once, and not in each cell.
+    pub fn block_on(runtime: &Runtime, future: Pin<&mut dyn Future<Output = ()>>) {
+        runtime.block_on(future);
+    }
 }
 
 use std::error::Error;
@@ -95,8 +111,11 @@ pub fn report(results: &serde_json::Value) {
     evcxr_runtime::mime_type("application/json").text(results.to_string());
 }
 
-/// A panic in a cell is shown in a line or two: what happened, and what it means for the reader.
-extern "C" fn short_panics() {
+/// Before the first cell runs: rustls is told which of the cryptographic libraries in here to use, and a panic in a cell
+/// is shown in a line or two, what happened and what it means for the reader.
+extern "C" fn prepare() {
+    use rumqttc::tokio_rustls::rustls::crypto::aws_lc_rs;
+    let _ = aws_lc_rs::default_provider().install_default();
     std::panic::set_hook(Box::new(|info| {
         // A second panic follows at the edge of the cell, in the compiler's own code; it says nothing new.
         if !info
@@ -119,4 +138,4 @@ extern "C" fn short_panics() {
 )]
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_os = "macos"), unsafe(link_section = ".init_array"))]
-static ON_LOAD: extern "C" fn() = short_panics;
+static ON_LOAD: extern "C" fn() = prepare;
