@@ -74,12 +74,12 @@ help: ## Print this list
 	@echo; echo "Settings: STACK=$(STACK) TARGET=$(TARGET) (local or aws) NAME=$(NAME) NB=notebooks/01_train.ipynb"
 
 # Notebook 1 starts as soon as it can, and what the later ones need is built beside it. A cell that needs it waits.
-demo: first ## The whole walkthrough: from the data to 150 live predictions
+demo: first $(filter cloud,$(CLOUD)) ## The whole walkthrough: from the data to 150 live predictions
 	@$(BESIDE) & .venv/bin/python notebooks/kernel/run.py --summary target/demo.json $(WALKTHROUGH) \
 	  || { code=$$?; kill $$! 2>&-; exit $$code; }
 	@echo "Next: make lab opens the notebooks, make status says what is deployed, make stop ends the local cloud."
 
-lab: first ## Open the notebooks in JupyterLab
+lab: first $(filter cloud,$(CLOUD)) ## Open the notebooks in JupyterLab
 	@$(BESIDE) & exec .venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_train.ipynb
 
 setup: ## Install everything, once (every target that needs it runs it)
