@@ -83,7 +83,8 @@ def start(settings, quiet=False):
             sys.exit(f"Port {port} ({name}) is not free: {trouble}. Choose others: {ports}")
     from subprocess import DEVNULL, Popen
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as good as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell in the background would have us ignore the first
+        signal.signal(number, signal.default_int_handler)
     began, child, trouble = time.monotonic(), None, "stopped"
     # However it ends, the shell then ends the functions that it started. A session of their own: Ctrl-C passes it by.
     command = ["/bin/sh", "-c", '"$0" "$1" run; kill -9 0', sys.executable, os.path.abspath(__file__)]
