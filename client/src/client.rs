@@ -7,15 +7,16 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Outgoing, Packet, QoS,
     SubscribeReasonCode,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::device::Device;
-use crate::error::{AskError, ConnectError};
+use crate::error::{AskError, ConnectError, DescribeError};
 use crate::pace::{Reconnect, RetryTimer};
 use crate::questions::{Counters, Questions, Reply};
+use iris_fn::Description;
 use iris_fn::request::{MAX_PAYLOAD, MAX_REQUEST_ID};
 
 /// Room for the topic and the fixed header around a payload.
@@ -202,6 +203,23 @@ impl Client {
                         _ => None,
                     },
                 })
+            }
+        }
+    }
+
+    /// Which model answers, and what it wants to know.
+    ///
+    /// # Errors
+    /// [`DescribeError`]: no answer, a refusal, or an answer of another kind.
+    pub async fn describe(&self) -> Result<Description, DescribeError> {
+        let id = format!("describe-{:08x}", fastrand::u32(..));
+        match self.ask(&json!({"request_id": id, "describe": true})).await? {
+            Reply::Answer(answer) => {
+                serde_json::from_value(answer).map_err(|e| DescribeError::Unreadable(e.to_string()))
+            }
+            Reply::Refusal(error) => {
+                let message = error["message"].as_str().unwrap_or_default().to_owned();
+                Err(DescribeError::Refused { message })
             }
         }
     }

@@ -92,6 +92,23 @@ pub enum AskError {
     Closed,
 }
 
+/// Why the function did not describe its model.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum DescribeError {
+    /// No answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// There is no model, for example.
+    #[error("the function does not describe its model: {message}")]
+    Refused {
+        /// Its own words.
+        message: String,
+    },
+    /// An answer of another kind: the function is older than this client.
+    #[error("the function's description of its model cannot be read: {0}; `make deploy` renews the function")]
+    Unreadable(String),
+}
+
 impl AskError {
     /// A stable name, for programs.
     pub fn code(&self) -> &'static str {

@@ -19,5 +19,6 @@ pub mod questions;
 
 pub use client::{Client, Link, Settings};
 pub use device::Device;
-pub use error::{AskError, ConnectError, DeviceError};
-pub use questions::{Counters, Reply, question};
+pub use error::{AskError, ConnectError, DescribeError, DeviceError};
+pub use iris_fn::Description;
+pub use questions::{Counters, Reply};

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use client::{AskError, Client, Counters, Device, Reply, Settings, question};
-use iris_fn::model::FEATURES;
+use client::{AskError, Client, Counters, Description, Device, Reply, Settings};
+use iris_fn::Feature;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -44,13 +44,11 @@ pub struct Load {
     json: bool,
 }
 
-/// Smallest and largest measurement in Fisher's data, in centimetres, column by column.
-const RANGES: [(f64, f64); FEATURES] = [(4.3, 7.9), (2.0, 4.4), (1.0, 6.9), (0.1, 2.5)];
-
 impl Load {
     /// Connect all, ask, and say by the exit code whether every question was answered.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
         let clients = self.connect(dir).await?;
+        let model = clients[0].describe().await?;
         let run = format!("{:08x}", fastrand::u32(..));
         // Whole questions only; the last is due before the time is over.
         let count = (self.rate * self.seconds).round().max(1.0) as u64;
@@ -68,7 +66,7 @@ impl Load {
                     let client = Arc::clone(&clients[next as usize % clients.len()]);
                     let id = format!("{run}-{next}");
                     // As text: where many must wait, it takes less memory than the JSON tree.
-                    let request = question(&id, any_flower()).to_string();
+                    let request = model.request(&id, &any_row(&model)).to_string();
                     open.spawn(async move {
                         let sent = Instant::now();
                         let reply = client.ask_text(&id, request).await;
@@ -161,9 +159,13 @@ impl Load {
     }
 }
 
-/// Somewhere in the box of the training data.
-fn any_flower() -> [f64; FEATURES] {
-    RANGES.map(|(min, max)| ((min + (max - min) * fastrand::f64()) * 10.0).round() / 10.0)
+/// Somewhere in the box of the training data, to three digits of each range.
+fn any_row(model: &Description) -> Vec<f64> {
+    let value = |feature: &Feature| {
+        let part = f64::from(fastrand::u16(0..=1000)) / 1e3;
+        feature.min + (feature.max - feature.min) * part
+    };
+    model.features.iter().map(value).collect()
 }
 
 /// The counters of all clients together.

@@ -1,4 +1,4 @@
-//! Asks for predictions from a terminal: a few flowers, a file of them, or as many as a network and a
+//! Asks for predictions from a terminal: a row of values, a file of them, or as many as a network and a
 //! function will bear. `make` calls this with the right settings.
 
 mod latency;
@@ -24,11 +24,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Ask about one flower, a CSV of them, or ready-made requests, and print each answer
+    /// Ask about one row, a CSV of them, or ready-made requests, and print each answer
     Predict(predict::Predict),
     /// Ask at a steady rate from many devices, and print how long the answers took
     Load(load::Load),
-    /// Show a run, and ask for one's own flower, in a browser
+    /// Show a run, and ask for one's own row, in a browser
     Live(live::Live),
 }
 

@@ -1,5 +1,6 @@
 //! `client predict`: questions from arguments, a file or standard input; an answer each, and a summary.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use client::{AskError, Client, Counters, Device, Reply, Settings, question};
-use iris_fn::model::{FEATURE_NAMES, FEATURES};
+use client::{AskError, Client, Counters, Description, Device, Reply, Settings};
+use iris_fn::table::Table;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,14 +20,15 @@ use crate::latency::Latency;
 /// What `predict` may be told.
 #[derive(Args)]
 pub struct Predict {
-    /// Sepal length and width, petal length and width of one flower, in cm: 5.1 3.5 1.4 0.2
-    #[arg(num_args = FEATURES, value_names = ["SEPAL_LENGTH", "SEPAL_WIDTH", "PETAL_LENGTH", "PETAL_WIDTH"])]
-    flower: Vec<f64>,
-    /// A CSV with these columns, and `species` where it is known; - for standard input
-    #[arg(long, conflicts_with = "flower", value_name = "FILE")]
+    /// One row: a number for each feature of the model, in its order
+    #[arg(allow_negative_numbers = true, value_name = "VALUE")]
+    row: Vec<f64>,
+    /// A CSV with a column for each feature of the model, and one for its target where that is known; - for standard
+    /// input
+    #[arg(long, conflicts_with = "row", value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Requests, one JSON object a line, each with a `request_id`; - for standard input
-    #[arg(long, conflicts_with_all = ["flower", "csv"], value_name = "FILE")]
+    #[arg(long, conflicts_with_all = ["row", "csv"], value_name = "FILE")]
     requests: Option<PathBuf>,
     /// Questions a second; without it as fast as they are answered
     #[arg(long, value_parser = positive)]
@@ -59,13 +61,13 @@ struct Question {
     id: String,
     text: String,
     /// The right answer, where it is known.
-    species: Option<String>,
+    truth: Option<String>,
 }
 
 /// How a question ended.
 struct Outcome {
     id: String,
-    species: Option<String>,
+    truth: Option<String>,
     reply: Result<Reply, AskError>,
     took: Duration,
 }
@@ -77,14 +79,15 @@ impl Predict {
         if let Some(port) = self.port {
             device = device.through(port);
         }
-        let mut questions = self.questions()?;
         let settings = Settings {
             deadline: Duration::from_secs_f64(self.deadline),
             ..Settings::default()
         };
         let client = Arc::new(Client::connect(&device, settings).await?);
 
-        let mut summary = Summary::new(self.json);
+        let model = if self.requests.is_none() { Some(client.describe().await?) } else { None };
+        let mut questions = self.questions(model.as_ref())?;
+        let mut summary = Summary::new(self.json, model);
         let mut tick = self
             .rate
             .map(|rate| tokio::time::interval(Duration::from_secs_f64(1.0 / rate)));
@@ -127,25 +130,22 @@ impl Predict {
     }
 
     /// The questions, as they are read; in a thread of their own, since standard input blocks.
-    fn questions(&self) -> Result<mpsc::Receiver<Result<Question, String>>> {
+    fn questions(&self, model: Option<&Description>) -> Result<mpsc::Receiver<Result<Question, String>>> {
         let (to, questions) = mpsc::channel(1);
         let run = format!("{:08x}", fastrand::u32(..));
-        if let Some(path) = self.csv.as_deref() {
-            let mut reader = csv::ReaderBuilder::new()
-                .trim(csv::Trim::All)
-                .from_reader(open(path)?);
-            let columns = Columns::find(
-                reader
-                    .headers()
-                    .with_context(|| format!("cannot read {}", path.display()))?,
-            )
-            .with_context(|| format!("{}: the first line", path.display()))?;
+        if let (Some(path), Some(model)) = (self.csv.as_deref(), model.cloned()) {
+            let table = Table::open(open(path)?, &model.features, &model.target);
+            let table = table.with_context(|| format!("cannot use {}", path.display()))?;
+            for (from, name) in table.renamed() {
+                eprintln!("column `{from}` is taken for `{name}`");
+            }
             std::thread::spawn(move || {
-                for (row, record) in reader.into_records().enumerate() {
-                    let question = match record {
-                        Ok(record) => columns.question(&format!("{run}-{}", row + 1), &record),
-                        Err(e) => Err(e.to_string()),
-                    };
+                for (n, row) in table.rows().enumerate() {
+                    let question = row.map_err(|e| e.to_string()).map(|row| {
+                        let id = format!("{run}-{}", n + 1);
+                        let text = model.request(&id, &row.values).to_string();
+                        Question { id, text, truth: row.label }
+                    });
                     if to.blocking_send(question).is_err() {
                         return;
                     }
@@ -164,26 +164,27 @@ impl Predict {
                     }
                 }
             });
-        } else {
+        } else if let Some(model) = model {
+            let names: Vec<&str> = model.features.iter().map(|feature| &*feature.name).collect();
             ensure!(
-                self.flower.len() == FEATURES,
-                "which flower? make predict FLOWER='5.1 3.5 1.4 0.2', or CSV=data/iris.csv, or CSV=- for standard input"
+                self.row.len() == names.len(),
+                "which row? The model asks for {}, in this order: make predict ROW='{}', or CSV=file.csv, or CSV=- for \
+                 standard input{}",
+                names.join(", "),
+                example(model),
+                if self.row.is_empty() { String::new() } else { format!(" (ROW has {} values)", self.row.len()) },
             );
-            let flower = self
-                .flower
-                .clone()
-                .try_into()
-                .expect("there are as many as features");
-            let text = question(&run, flower).to_string();
-            let only = Question {
-                id: run,
-                text,
-                species: None,
-            };
-            to.try_send(Ok(only)).ok();
+            let text = model.request(&run, &self.row).to_string();
+            to.try_send(Ok(Question { id: run, text, truth: None })).ok();
         }
         Ok(questions)
     }
+}
+
+/// A row in the middle of what training saw.
+fn example(model: &Description) -> String {
+    let middle = model.features.iter().map(|feature| ((feature.min + feature.max) * 5.0).round() / 10.0);
+    middle.map(|x| x.to_string()).collect::<Vec<_>>().join(" ")
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
@@ -207,58 +208,14 @@ async fn next(
     questions.recv().await
 }
 
-async fn ask(client: &Client, Question { id, text, species }: Question) -> Outcome {
+async fn ask(client: &Client, Question { id, text, truth }: Question) -> Outcome {
     let asked = Instant::now();
     let reply = client.ask_text(&id, text).await;
     Outcome {
         id,
-        species,
+        truth,
         reply,
         took: asked.elapsed(),
-    }
-}
-
-/// Where the measurements stand in a row.
-struct Columns {
-    features: [usize; FEATURES],
-    species: Option<usize>,
-}
-
-impl Columns {
-    fn find(header: &csv::StringRecord) -> Result<Self> {
-        let find = |name: &str| header.iter().position(|column| column == name);
-        let mut features = [0; FEATURES];
-        for (column, name) in features.iter_mut().zip(FEATURE_NAMES) {
-            *column = find(name).with_context(|| format!("there is no column `{name}`"))?;
-        }
-        Ok(Self {
-            features,
-            species: find("species"),
-        })
-    }
-
-    fn question(&self, id: &str, record: &csv::StringRecord) -> Result<Question, String> {
-        let line = record.position().map_or(0, csv::Position::line);
-        let mut flower = [0.0_f64; FEATURES];
-        for ((x, column), name) in flower.iter_mut().zip(self.features).zip(FEATURE_NAMES) {
-            let text = record.get(column).unwrap_or_default();
-            *x = text
-                .parse()
-                .map_err(|_| format!("line {line}: `{name}` is {text:?}, not a number"))?;
-            if !x.is_finite() {
-                return Err(format!(
-                    "line {line}: `{name}` is {text:?}, not a number that JSON knows"
-                ));
-            }
-        }
-        Ok(Question {
-            id: id.to_owned(),
-            text: question(id, flower).to_string(),
-            species: self
-                .species
-                .and_then(|column| record.get(column))
-                .map(str::to_owned),
-        })
     }
 }
 
@@ -272,33 +229,40 @@ fn ready_made(text: String) -> Result<Question, String> {
     Ok(Question {
         id,
         text,
-        species: None,
+        truth: None,
     })
 }
 
 /// What came of it all.
 struct Summary {
     json: bool,
+    /// The model that is asked; `None` for ready-made requests, which say it themselves.
+    model: Option<Description>,
     /// Rewrites one line, where a person looks and answers do not scroll by.
     live: bool,
     shown: Instant,
     unreadable: u64,
     failed: u64,
+    /// Rows whose label is one of the model's classes, and how many of them it named.
     known: u64,
     correct: u64,
+    /// Labels that are none of the model's classes, and how often each.
+    strange: BTreeMap<String, u64>,
     latency: Latency,
 }
 
 impl Summary {
-    fn new(json: bool) -> Self {
+    fn new(json: bool, model: Option<Description>) -> Self {
         Self {
             json,
+            model,
             live: std::io::stderr().is_terminal() && !std::io::stdout().is_terminal(),
             shown: Instant::now(),
             unreadable: 0,
             failed: 0,
             known: 0,
             correct: 0,
+            strange: BTreeMap::new(),
             latency: Latency::new(),
         }
     }
@@ -312,7 +276,7 @@ impl Summary {
         &mut self,
         Outcome {
             id,
-            species,
+            truth,
             reply,
             took,
         }: Outcome,
@@ -322,9 +286,13 @@ impl Summary {
             Ok(_) => self.latency.record(took),
             Err(_) => self.failed += 1,
         }
-        if let (Some(species), Ok(Reply::Answer(answer))) = (&species, &reply) {
-            self.known += 1;
-            self.correct += u64::from(answer["species"] == **species);
+        if let (Some(truth), Ok(Reply::Answer(answer)), Some(model)) = (truth, &reply, &self.model) {
+            if model.classes.contains(&truth) {
+                self.known += 1;
+                self.correct += u64::from(answer[&model.target] == *truth);
+            } else {
+                *self.strange.entry(truth).or_default() += 1;
+            }
         }
         if self.json {
             println!(
@@ -341,7 +309,7 @@ impl Summary {
             return;
         }
         match reply {
-            Ok(Reply::Answer(answer)) => println!("{id}  {}  {ms:.1} ms", told(&answer)),
+            Ok(Reply::Answer(answer)) => println!("{id}  {}  {ms:.1} ms", told(self.model.as_ref(), &answer)),
             Ok(Reply::Refusal(error)) => println!(
                 "{id}  refused: {} ({})  {ms:.1} ms",
                 error["message"].as_str().unwrap_or_default(),
@@ -382,6 +350,15 @@ impl Summary {
         if self.known > 0 {
             println!("correct: {} of {}", self.correct, self.known);
         }
+        if let (Some(model), false) = (&self.model, self.strange.is_empty()) {
+            let labels: Vec<_> = self.strange.iter().map(|(label, n)| format!("{label:?} ({n})")).collect();
+            println!(
+                "not compared: {} as `{}`; the model's classes are {}",
+                labels.join(", "),
+                model.target,
+                model.classes.join(", ")
+            );
+        }
     }
 
     fn all_well(&self) -> bool {
@@ -399,85 +376,52 @@ pub fn told_counters(counters: &Counters) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
-/// An answer in a few words.
-fn told(answer: &Value) -> String {
+/// An answer in a few words. Without a model it says its target itself: the one field that is not the contract's.
+fn told(model: Option<&Description>, answer: &Value) -> String {
     let one = |prediction: &Value| {
-        let species = prediction["species"].as_str().unwrap_or("?");
-        let probability = prediction["probabilities"][species]
-            .as_f64()
-            .unwrap_or_default();
+        let label = match model {
+            Some(model) => prediction[&model.target].as_str(),
+            None => label(prediction),
+        };
+        let label = label.unwrap_or("?");
+        let probability = prediction["probabilities"][label].as_f64().unwrap_or_default();
         let far = if prediction["in_distribution"] == false {
-            ", unlike any flower in the training data"
+            ", outside of the training data"
         } else {
             ""
         };
-        format!("{species:<10}  {probability:.3}{far}")
+        format!("{label:<10}  {probability:.3}{far}")
     };
     match answer["predictions"].as_array() {
+        None if answer["probabilities"].is_null() => answer.to_string(), // a description
         None => one(answer),
         Some(predictions) => predictions.iter().map(one).collect::<Vec<_>>().join("; "),
     }
+}
+
+/// The text that is one of the prediction's own classes.
+fn label(prediction: &Value) -> Option<&str> {
+    let classes = prediction["probabilities"].as_object()?;
+    let mut texts = prediction.as_object()?.values().filter_map(Value::as_str);
+    texts.find(|text| classes.contains_key(*text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rows(text: &str) -> Result<Vec<Result<Question, String>>> {
-        let mut reader = csv::ReaderBuilder::new()
-            .trim(csv::Trim::All)
-            .from_reader(text.as_bytes());
-        let columns = Columns::find(reader.headers()?)?;
-        Ok(reader
-            .records()
-            .map(|record| columns.question("a", &record.unwrap()))
-            .collect())
-    }
-
-    #[test]
-    fn columns_are_found_by_name() {
-        let text =
-            "species,petal_width, sepal_length,sepal_width,petal_length\nsetosa,0.2,5.1,3.5,1.4\n";
-        let [Ok(question)] = &rows(text).unwrap()[..] else {
-            panic!("one row")
-        };
-        assert_eq!(question.species.as_deref(), Some("setosa"));
-        assert_eq!(
-            question.text,
-            super::question("a", [5.1, 3.5, 1.4, 0.2]).to_string()
-        );
-    }
-
-    #[test]
-    fn a_bad_row_is_named_by_its_line_and_column() {
-        let text = "sepal_length,sepal_width,petal_length,petal_width\n5.1,3.5,1.4,0.2\n5.1,x,1.4,0.2\n5.1,3.5,NaN,0.2\n";
-        let rows = rows(text).unwrap();
-        assert!(rows[0].is_ok());
-        assert!(
-            rows[1]
-                .as_ref()
-                .is_err_and(|e| e.contains("line 3") && e.contains("sepal_width"))
-        );
-        assert!(
-            rows[2]
-                .as_ref()
-                .is_err_and(|e| e.contains("line 4") && e.contains("petal_length"))
-        );
-    }
-
-    #[test]
-    fn a_missing_column_is_named() {
-        let error = rows("sepal_length,sepal_width\n1,2\n")
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("petal_length"), "{error}");
-    }
-
     #[test]
     fn a_ready_made_request_keeps_its_bytes() {
-        let text = r#"{ "request_id":"a","flowers":[]}"#.to_owned();
+        let text = r#"{ "request_id":"a","instances":[]}"#.to_owned();
         assert_eq!(ready_made(text.clone()).unwrap().text, text);
         assert!(ready_made("{}".into()).is_err());
         assert!(ready_made("hello".into()).is_err());
+    }
+
+    #[test]
+    fn an_answer_to_a_ready_made_request_is_told_by_its_own_classes() {
+        let answer = json!({"request_id": "pear", "fruit": "apple", "probabilities": {"apple": 0.75, "pear": 0.25},
+                            "in_distribution": false, "model": "m"});
+        assert_eq!(told(None, &answer), "apple       0.750, outside of the training data");
     }
 }

@@ -20,7 +20,7 @@ use crate::cloud::{Cloud, Target};
 const AWS_PORT: u16 = 8883;
 /// The roots of AWS IoT's server certificates: which of them depends on what the two sides agree on
 /// (<https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html>).
-const AMAZON_ROOTS: &str = include_str!("../../iris_fn/src/amazon-roots.pem");
+const AMAZON_ROOTS: &str = include_str!("../../iris_fn/src/aws/amazon-roots.pem");
 /// The local cloud listens here, and its certificate says so.
 const LOCAL_HOST: &str = "127.0.0.1";
 /// How long AWS may take to let go of a certificate.

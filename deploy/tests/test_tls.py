@@ -29,7 +29,7 @@ def certificates(path):
 
 
 def test_the_roots_are_amazons_and_last():
-    ours = certificates(ROOT / "iris_fn/src/amazon-roots.pem")
+    ours = certificates(ROOT / "iris_fn/src/aws/amazon-roots.pem")
     assert len(ours) == 5
     assert ours <= certificates(certifi.where())  # as Mozilla knows them
     with warnings.catch_warnings():

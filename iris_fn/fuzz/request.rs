@@ -1,18 +1,40 @@
-//! Whatever bytes a device sends: a request as it was sent and within its limits, or a refusal that is right.
+//! Whatever bytes a device sends: a request as it was sent and within the model's bounds, or a refusal that is right.
+//! The first byte chooses a model.
 #![no_main]
 
 mod expected;
 
-use expected::{NAMES, check_refusal, refusals};
+use expected::{check_refusal, random_file, refusals, row};
+use iris_fn::ModelFile;
 use iris_fn::request::{Question, Request};
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+fn file_of(choice: u8) -> (Value, ModelFile) {
+    let file = match choice {
+        b'{' => serde_json::from_slice(include_bytes!("corpus/model/fruit.json")).expect("JSON"),
+        seed => random_file(seed),
+    };
+    let read = ModelFile::from_bytes(file.to_string().as_bytes()).expect("a model file");
+    (file, read)
+}
+
+thread_local! {
+    static FILES: Vec<(Value, ModelFile)> = (0..=255).map(file_of).collect();
+}
+
 fuzz_target!(|bytes: &[u8]| {
-    let request = Request::from_bytes(bytes);
+    let Some((choice, rest)) = bytes.split_first() else { return };
+    // A request of the corpus is one as it is.
+    let text = if *choice == b'{' { bytes } else { rest };
+    FILES.with(|files| check(text, &files[usize::from(*choice)]));
+});
+
+fn check(bytes: &[u8], (file, model): &(Value, ModelFile)) {
+    let request = Request::from_bytes(bytes, model);
     let Ok(sent) = serde_json::from_slice::<Value>(bytes) else {
-        // Some JSON is beyond a `Value` (1e400, 200 levels) and may stand where nobody reads it.
+        // Some JSON is beyond a `Value` (1e400, 200 levels) and may be where nobody reads it.
         if serde_json::from_slice::<IgnoredAny>(bytes).is_err() {
             let refused = request.expect_err("this is not JSON");
             assert_eq!(refused.error.code(), "malformed_json");
@@ -21,31 +43,20 @@ fuzz_target!(|bytes: &[u8]| {
     };
     match request {
         Ok(request) => {
-            assert_eq!(refusals(&sent), [""; 0]);
+            assert_eq!(refusals(file, &sent), [""; 0]);
             assert_eq!(sent["request_id"], request.request_id);
-            let (flowers, sent) = match request.question {
-                Question::One(flower) => (vec![flower], vec![&sent]),
-                Question::Batch(flowers) => {
-                    let sent = sent["flowers"].as_array().expect("a list");
-                    (flowers, sent.iter().collect())
+            match request.question {
+                Question::Describe => assert_eq!(sent["describe"], true),
+                Question::One(read) => assert_eq!(read, row(file, &sent)),
+                Question::Batch(read) => {
+                    let sent: Vec<_> = expected::list(&sent["instances"]).iter().map(|sent| row(file, sent)).collect();
+                    assert_eq!(read, sent);
                 }
-            };
-            assert_eq!(flowers.len(), sent.len());
-            for (flower, sent) in flowers.iter().zip(sent) {
-                let sent = NAMES.map(|name| sent[name].as_f64().expect("a number"));
-                let read = [
-                    flower.sepal_length,
-                    flower.sepal_width,
-                    flower.petal_length,
-                    flower.petal_width,
-                ];
-                assert_eq!(read, sent);
             }
         }
         Err(refused) => {
-            let id = refused.request_id.as_deref();
-            check_refusal(bytes, &sent, refused.error.code(), id);
+            check_refusal(file, bytes, &sent, refused.error.code(), &refused.request_id);
             assert!(!refused.error.to_string().is_empty());
         }
     }
-});
+}

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::model::{KIND, MAX_BYTES, SCHEMA};
+
 /// An error with all its causes, for a log: what the AWS SDK prints of its own is no more than "service error".
 pub fn details(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
@@ -11,37 +13,54 @@ pub fn details(error: &dyn std::error::Error) -> String {
 /// Why a model file is not trusted. Nothing is served from such a file.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ModelError {
+    /// More bytes than a model file may have.
+    #[error("a model file of {bytes} bytes is too large: at most {MAX_BYTES} are read")]
+    TooLarge {
+        /// Size of the file.
+        bytes: usize,
+    },
     /// The bytes are not the JSON of a model file: damaged, truncated, or a field has another shape.
     #[error("not a model file: {0}")]
     Malformed(String),
     /// A schema this build does not read.
-    #[error("model schema {found} is not supported, this build reads schema {expected}")]
+    #[error(
+        "model schema {found} is not supported, this build reads schema {SCHEMA}: write the file anew with \
+         notebooks 1 and 2, or from scikit-learn with examples/sklearn_to_model.py"
+    )]
     Schema {
         /// The `schema` in the file.
         found: u64,
-        /// The schema this build reads.
-        expected: u64,
     },
     /// Another family of model.
-    #[error("model kind {found:?} is not supported, expected {expected:?}")]
+    #[error("model kind {found:?} is not supported, expected {KIND:?}")]
     Kind {
         /// The `kind` in the file.
         found: String,
-        /// The kind this build computes.
-        expected: &'static str,
     },
-    /// A column out of order or with another name: the weights would meet the wrong measurement.
-    #[error("feature {index} is {found:?}, expected {expected:?}")]
-    Feature {
-        /// Column, from 0.
-        index: usize,
+    /// Too few or too many features or classes.
+    #[error("the model has {found} {what}, expected {min} to {max}")]
+    Count {
+        /// `features` or `classes`.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// Fewest.
+        min: usize,
+        /// Most.
+        max: usize,
+    },
+    /// A name that cannot be used.
+    #[error("the name of a {what}, {name:?}, {why}")]
+    Name {
+        /// `target`, `feature` or `class`.
+        what: &'static str,
         /// The name in the file.
-        found: String,
-        /// The name this build feeds into that column.
-        expected: &'static str,
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
-    /// A feature range that holds no value.
-    #[error("feature {name} has the range {min} to {max}, which holds no value")]
+    /// A training range that holds no value.
+    #[error("feature {name}: min is {min} and max is {max}, which holds no value")]
     Range {
         /// The feature's name.
         name: String,
@@ -50,12 +69,61 @@ pub enum ModelError {
         /// Its `max`.
         max: f64,
     },
-    /// Class names must differ and must not be empty.
-    #[error("class names must be three different, non-empty names, found {0:?}")]
-    Classes(Vec<String>),
+    /// Bounds that accept nothing.
+    #[error("feature {name}: accept is {low} to {high}, which holds no value")]
+    Accept {
+        /// The feature's name.
+        name: String,
+        /// Smallest accepted value.
+        low: f64,
+        /// Largest accepted value.
+        high: f64,
+    },
+    /// Values that training saw would be refused.
+    #[error("feature {name}: training saw {min} to {max}, but only {low} to {high} is accepted")]
+    AcceptTooNarrow {
+        /// The feature's name.
+        name: String,
+        /// Its `min`.
+        min: f64,
+        /// Its `max`.
+        max: f64,
+        /// Smallest accepted value.
+        low: f64,
+        /// Largest accepted value.
+        high: f64,
+    },
+    /// A list that is too short or too long.
+    #[error("{what}: {found} numbers or rows, expected {expected}, {wanted}")]
+    Shape {
+        /// Which list.
+        what: String,
+        /// What it holds.
+        wanted: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that fits.
+        expected: usize,
+    },
+    /// Some accepted row would have no finite answer.
+    #[error("class {class}: an accepted row could overflow, its weights or the bounds are too large")]
+    Overflow {
+        /// The class whose logit overflows.
+        class: String,
+    },
     /// Without golden rows nothing proves that this build computes what was trained.
     #[error("the model has no golden rows to check it by")]
     NoGolden,
+    /// A golden row that could never be asked.
+    #[error("golden row {row}: {name} is {value}, which the model itself does not accept")]
+    GoldenOutside {
+        /// Row in `golden`, from 0.
+        row: usize,
+        /// The feature's name.
+        name: String,
+        /// The value in the file.
+        value: f64,
+    },
     /// This build does not reproduce a probability that was written at training time.
     #[error("golden row {row}: P({class}) is {found}, the file says {expected}")]
     Golden {
@@ -70,6 +138,13 @@ pub enum ModelError {
     },
 }
 
+impl ModelError {
+    pub(crate) fn name(what: &'static str, name: &str, why: &'static str) -> Self {
+        let name = name.to_owned();
+        Self::Name { what, name, why }
+    }
+}
+
 /// Why a request is refused. [`RequestError::code`] is part of the protocol: clients match on it.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum RequestError {
@@ -80,38 +155,40 @@ pub enum RequestError {
     #[error("{}`{field}` is missing", at(.index))]
     MissingField {
         /// The field's name.
-        field: &'static str,
-        /// Position in `flowers`, from 0; `None` for a single flower.
+        field: String,
+        /// Position in `instances`, from 0; `None` for a single row.
         index: Option<usize>,
     },
-    /// A measurement is not a JSON number.
-    #[error("{}`{field}` must be a number of centimetres, found {found}", at(.index))]
+    /// A value is not a JSON number.
+    #[error("{}`{field}` must be a number, found {found}", at(.index))]
     NotANumber {
         /// The field's name.
-        field: &'static str,
-        /// Position in `flowers`, from 0; `None` for a single flower.
+        field: String,
+        /// Position in `instances`, from 0; `None` for a single row.
         index: Option<usize>,
-        /// The JSON type that stands there.
+        /// The JSON type of what was sent.
         found: &'static str,
     },
-    /// A measurement no flower can have.
-    #[error("{}`{field}` is {value} cm, outside {min} to {max} cm", at(.index))]
+    /// A value that the model does not accept.
+    #[error("{}`{field}` is {value}{unit}, outside {low} to {high}{unit}", at(.index))]
     OutOfRange {
         /// The field's name.
-        field: &'static str,
-        /// Position in `flowers`, from 0; `None` for a single flower.
+        field: String,
+        /// Position in `instances`, from 0; `None` for a single row.
         index: Option<usize>,
         /// The value that was sent.
         value: f64,
         /// Smallest accepted value.
-        min: f64,
+        low: f64,
         /// Largest accepted value.
-        max: f64,
+        high: f64,
+        /// A space and the unit, or nothing.
+        unit: String,
     },
-    /// More flowers than one request, or one MQTT answer, may carry.
-    #[error("{found} flowers in one request, at most {max} are answered: send several requests")]
-    TooManyFlowers {
-        /// Flowers in the request.
+    /// More instances than one request, or one MQTT answer, may carry.
+    #[error("{found} instances in one request, at most {max} are answered: send several requests")]
+    TooManyInstances {
+        /// Instances in the request.
         found: usize,
         /// The limit on this way in.
         max: usize,
@@ -130,13 +207,13 @@ impl RequestError {
             Self::MissingField { .. } => "missing_field",
             Self::NotANumber { .. } => "not_a_number",
             Self::OutOfRange { .. } => "out_of_range",
-            Self::TooManyFlowers { .. } => "too_many_flowers",
+            Self::TooManyInstances { .. } => "too_many_instances",
             Self::ModelUnavailable => "model_unavailable",
         }
     }
 }
 
-/// "flowers[3]: " in a batch, nothing for a single flower.
+/// "instances[3]: " in a batch, nothing for a single row.
 pub(crate) fn at(index: &Option<usize>) -> String {
-    index.map_or_else(String::new, |i| format!("flowers[{i}]: "))
+    index.map_or_else(String::new, |i| format!("instances[{i}]: "))
 }

@@ -1,36 +1,36 @@
-//! The Iris classifier that runs in AWS Lambda, and the model that the notebooks train for it.
+//! A linear classifier that runs in AWS Lambda, and the model file that training writes for it. Iris is its example and
+//! its name; what a model predicts, and from what, is all in the file.
 //!
-//! | module | what it holds | knows AWS |
-//! | --- | --- | --- |
-//! | [`model`] | the model file, its checks and its SHA-256 name | no |
-//! | [`predict`] | softmax regression on one flower | no |
-//! | [`request`] | bytes in, validated flowers or a typed refusal out | no |
-//! | [`error`] | every way a model or a request can be wrong | no |
-//! | `handler` | a Lambda event in, a reply out | by its event's shape only |
-//! | `metrics` | the log line of a call, which is also its metrics | by that line's format only |
-//! | `store`, `publish` | the model from S3, the answer to MQTT | yes |
-//! | `aws` | region, credentials, whom to trust | yes |
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`model`] | the model file, its checks and its SHA-256 name |
+//! | [`predict`] | softmax regression on one row |
+//! | [`request`] | bytes in, rows that the model accepts or a typed refusal out |
+//! | [`event`], [`handler`], [`reply`] | a Lambda event in, an answer out and published |
+//! | [`current`] | the model in use, and when a newer one is looked for |
+//! | [`metrics`] | the log line of a call, which is also its metrics |
+//! | [`error`] | every way a model or a request can be wrong |
+//! | [`table`] | a CSV file's columns as a model's features; for those who ask, not for the function |
+//! | `aws` | S3, AWS IoT, credentials: the only module that needs the SDKs (feature `aws`, on by default) |
 //!
-//! The last four rows are behind the `lambda` feature (on by default). The notebooks load the crate
-//! without it: training and serving share one model type and one arithmetic, so they cannot drift.
+//! The notebooks load the crate without `aws`: training and serving share one model type and one arithmetic, so they
+//! cannot drift.
 
+#[cfg(feature = "aws")]
+pub mod aws;
+pub mod current;
 pub mod error;
+pub mod event;
+pub mod handler;
+pub mod metrics;
 pub mod model;
 pub mod predict;
+pub mod reply;
 pub mod request;
-
-#[cfg(feature = "lambda")]
-pub mod aws;
-#[cfg(feature = "lambda")]
-pub mod handler;
-#[cfg(feature = "lambda")]
-pub mod metrics;
-#[cfg(feature = "lambda")]
-pub mod publish;
-#[cfg(feature = "lambda")]
-pub mod store;
+pub mod table;
 
 pub use error::{ModelError, RequestError};
 pub use model::{Feature, GoldenRow, Model, ModelFile, Training};
-pub use predict::{Flower, Prediction};
+pub use predict::Prediction;
+pub use reply::Description;
 pub use request::Request;

@@ -3,11 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use iris_fn::aws::{self, setting};
+use iris_fn::aws::{self, IotPublisher, S3Store, setting};
+use iris_fn::current::CurrentModel;
 use iris_fn::error::details;
 use iris_fn::handler::Handler;
-use iris_fn::publish::IotPublisher;
-use iris_fn::store::S3Store;
 use lambda_runtime::{Diagnostic, Error, LambdaEvent, run, service_fn};
 use serde_json::value::RawValue;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -43,14 +42,13 @@ async fn main() -> Result<(), Error> {
         format!("the function's environment variable MODEL_TTL: whole seconds, please: {e}")
     })?;
     let model_ttl = Duration::from_secs(model_ttl);
-    let handler = Handler::new(store, publisher, setting("STACK")?, model_ttl, |line| {
-        line.print()
-    });
+    let model = CurrentModel::new(store, model_ttl);
+    let handler = Handler::new(model, publisher, setting("STACK")?, |line| line.print());
 
     let clients = started.elapsed() - log - settings;
     // A function without a model still starts: it refuses each request with the reason, and recovers
     // by itself as soon as there is one.
-    if let Err(e) = handler.model().await {
+    if let Err(e) = handler.model.get().await {
         tracing::error!(error = details(&e), "no model yet");
     }
 

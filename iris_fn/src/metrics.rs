@@ -6,7 +6,7 @@
 //!
 //! | metric | unit | when |
 //! | --- | --- | --- |
-//! | `predictions_<class>` | Count | answered: flowers of that class |
+//! | `predictions_<class>` | Count | answered: rows of that class; a dashboard finds them all by the word `predictions` |
 //! | `handler_us` | Microseconds | answered |
 //! | `cold_starts` | Count | answered, by the first call of a container |
 //! | `refusals`, by `code` too | Count | refused |
@@ -20,6 +20,9 @@ use serde::ser::{SerializeMap, Serializer};
 
 /// The namespace in CloudWatch.
 pub const NAMESPACE: &str = "IrisWorkshop";
+
+/// Most metrics of one directive.
+const METRICS: usize = 100;
 
 /// A number for CloudWatch.
 #[derive(Debug, Clone, Serialize)]
@@ -119,7 +122,7 @@ impl Serialize for Line {
 #[serde(rename_all = "PascalCase")]
 struct Directive<'a> {
     timestamp: u64,
-    cloud_watch_metrics: [Directives<'a>; 1],
+    cloud_watch_metrics: Vec<Directives<'a>>,
 }
 
 #[derive(Serialize)]
@@ -133,18 +136,16 @@ struct Directives<'a> {
 impl<'a> Directive<'a> {
     fn of(line: &'a Line) -> Self {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        // One directive holds at most 100 metrics, and a batch may meet 256 classes.
         let by_code = line.fields.iter().any(|(name, _)| *name == "code");
+        let directives = |metrics| Directives {
+            namespace: NAMESPACE,
+            dimensions: if by_code { &[&["stack"], &["stack", "code"]] } else { &[&["stack"]] },
+            metrics,
+        };
         Self {
             timestamp: since_1970.map_or(0, |t| t.as_millis() as u64),
-            cloud_watch_metrics: [Directives {
-                namespace: NAMESPACE,
-                dimensions: if by_code {
-                    &[&["stack"], &["stack", "code"]]
-                } else {
-                    &[&["stack"]]
-                },
-                metrics: &line.metrics,
-            }],
+            cloud_watch_metrics: line.metrics.chunks(METRICS).map(directives).collect(),
         }
     }
 }

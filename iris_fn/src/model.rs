@@ -1,21 +1,42 @@
 //! The model file: what training writes, S3 keeps and the function trusts only after checking it.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::ModelError;
 
-/// Measurements of a flower.
-pub const FEATURES: usize = 4;
-/// Species the model tells apart.
-pub const CLASSES: usize = 3;
 /// The one schema that this build writes and reads.
-pub const SCHEMA: u64 = 1;
+pub const SCHEMA: u64 = 2;
 /// The one kind of model that this build computes.
 pub const KIND: &str = "multinomial_logistic_regression";
-/// Column order of the weights, of `features` and of a golden row.
-pub const FEATURE_NAMES: [&str; FEATURES] =
-    ["sepal_length", "sepal_width", "petal_length", "petal_width"];
+/// Largest model file, in bytes: a container has 128 MB, and a device waits for its first answer.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Most features of a model.
+pub const MAX_FEATURES: usize = 256;
+/// Fewest and most classes of a model.
+pub const CLASSES: (usize, usize) = (2, 256);
+/// Longest name of a feature, a class or the target, in bytes.
+pub const MAX_NAME: usize = 64;
+/// What neither a feature nor the target may be called: fields of a request, of an answer, or of an event.
+pub const RESERVED: [&str; 15] = [
+    "request_id",
+    "instances",
+    "describe",
+    "warmup",
+    "warm",
+    "payload",
+    "client_id",
+    "mqtt_client_id",
+    "probabilities",
+    "predictions",
+    "in_distribution",
+    "model",
+    "cold_start",
+    "handler_us",
+    "error",
+];
 /// The object that says which model is in use: a byte-for-byte copy of one [`Model::key`].
 pub const CURRENT_KEY: &str = "models/current.json";
 /// Largest difference between a golden probability and the one computed here. `exp` may differ by a
@@ -31,45 +52,50 @@ pub struct ModelFile {
     pub schema: u64,
     /// Family of model, [`KIND`].
     pub kind: String,
-    /// The columns, in order.
-    pub features: [Feature; FEATURES],
+    /// What is predicted, such as `species`: the label's name in an answer.
+    pub target: String,
+    /// The columns, in order; at most [`MAX_FEATURES`].
+    pub features: Vec<Feature>,
     /// Class names, in the order of `weights` and `intercepts`.
-    pub classes: [String; CLASSES],
-    /// Class × feature, per centimetre.
-    pub weights: [[f64; FEATURES]; CLASSES],
+    pub classes: Vec<String>,
+    /// Class × feature, per unit of the feature.
+    pub weights: Vec<Vec<f64>>,
     /// One per class.
-    pub intercepts: [f64; CLASSES],
+    pub intercepts: Vec<f64>,
     /// How the model came to be.
     pub training: Training,
-    /// Flowers with the probabilities that training computed for them.
+    /// Rows with the probabilities that training computed for them.
     pub golden: Vec<GoldenRow>,
 }
 
-/// A column of the data: its name, its unit and the range that training saw.
+/// A column of the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Feature {
-    /// One of [`FEATURE_NAMES`].
+    /// The field of a request that holds it.
     pub name: String,
-    /// Unit of the values, `cm`.
+    /// Unit of the values, such as `cm`; may be empty.
     pub unit: String,
     /// Smallest value in the training data.
     pub min: f64,
     /// Largest value in the training data.
     pub max: f64,
+    /// Smallest and largest value that is answered at all. Wider than `min` to `max`: it keeps out what
+    /// cannot be, not what training did not see.
+    pub accept: [f64; 2],
 }
 
 /// How the model was trained. The default is a model without a history, for tests and benchmarks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
-    /// SHA-256 of the CSV file, hex.
+    /// SHA-256 of the training data, hex.
     pub data_sha256: String,
     /// Rows in it.
     pub rows: usize,
     /// L2 penalty on the weights, α = 1/C of scikit-learn. Intercepts are not penalised.
     pub alpha: f64,
-    /// L-BFGS iterations that were enough for that: the smallest limit that notebook 1 tried.
+    /// Iterations of the optimiser that were enough for that.
     pub iterations: u64,
     /// Euclidean norm of the objective's gradient at the fitted parameters; 0 at the optimum.
     pub gradient_norm: f64,
@@ -79,21 +105,21 @@ pub struct Training {
     pub cv_accuracy: f64,
 }
 
-/// A flower and the answer that every correct build must give.
+/// A row and the answer that every correct build must give.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenRow {
-    /// In the order of [`FEATURE_NAMES`], cm.
-    pub features: [f64; FEATURES],
+    /// In the order of the file's `features`.
+    pub features: Vec<f64>,
     /// In the order of the file's `classes`.
-    pub probabilities: [f64; CLASSES],
+    pub probabilities: Vec<f64>,
 }
 
 impl ModelFile {
     /// Read a model file of the schema and kind that this build knows, without trusting it yet.
     ///
     /// # Errors
-    /// [`ModelError::Malformed`], [`ModelError::Schema`] or [`ModelError::Kind`].
+    /// [`ModelError::TooLarge`], [`ModelError::Malformed`], [`ModelError::Schema`] or [`ModelError::Kind`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelError> {
         // The schema is read on its own first: another schema may have other fields.
         #[derive(Deserialize)]
@@ -101,19 +127,16 @@ impl ModelFile {
             schema: u64,
             kind: String,
         }
+        if bytes.len() > MAX_BYTES {
+            return Err(ModelError::TooLarge { bytes: bytes.len() });
+        }
         let malformed = |e: serde_json::Error| ModelError::Malformed(e.to_string());
         let head: Head = serde_json::from_slice(bytes).map_err(malformed)?;
         if head.schema != SCHEMA {
-            return Err(ModelError::Schema {
-                found: head.schema,
-                expected: SCHEMA,
-            });
+            return Err(ModelError::Schema { found: head.schema });
         }
         if head.kind != KIND {
-            return Err(ModelError::Kind {
-                found: head.kind,
-                expected: KIND,
-            });
+            return Err(ModelError::Kind { found: head.kind });
         }
         serde_json::from_slice(bytes).map_err(malformed)
     }
@@ -125,6 +148,147 @@ impl ModelFile {
         bytes.push(b'\n');
         bytes
     }
+
+    fn check(&self) -> Result<(), ModelError> {
+        self.check_names()?;
+        self.check_bounds()?;
+        self.check_shapes()?;
+        self.check_overflow()?;
+        self.check_golden()
+    }
+
+    fn check_names(&self) -> Result<(), ModelError> {
+        count("features", self.features.len(), (1, MAX_FEATURES))?;
+        count("classes", self.classes.len(), CLASSES)?;
+        let features = self.features.iter().map(|f| ("feature", &f.name));
+        // The target and the features meet in tables and on the live page, so they must differ too.
+        let mut seen = HashSet::new();
+        for (what, name) in [("target", &self.target)].into_iter().chain(features) {
+            check_name(what, name)?;
+            let why = if RESERVED.contains(&name.as_str()) {
+                "is reserved: requests and answers have a field of that name"
+            } else if !seen.insert(name) {
+                "appears twice"
+            } else {
+                continue;
+            };
+            return Err(ModelError::name(what, name, why));
+        }
+        let mut seen = HashSet::new();
+        for name in &self.classes {
+            check_name("class", name)?;
+            if !seen.insert(name) {
+                return Err(ModelError::name("class", name, "appears twice"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_bounds(&self) -> Result<(), ModelError> {
+        for feature in &self.features {
+            let Feature { min, max, accept: [low, high], .. } = *feature;
+            let name = || feature.name.clone();
+            if min > max {
+                return Err(ModelError::Range { name: name(), min, max });
+            }
+            if low > high {
+                return Err(ModelError::Accept { name: name(), low, high });
+            }
+            if low > min || high < max {
+                return Err(ModelError::AcceptTooNarrow { name: name(), min, max, low, high });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shapes(&self) -> Result<(), ModelError> {
+        let (features, classes) = (self.features.len(), self.classes.len());
+        shape("weights", "one row for each class", self.weights.len(), classes)?;
+        shape("intercepts", "one for each class", self.intercepts.len(), classes)?;
+        for (class, row) in self.classes.iter().zip(&self.weights) {
+            shape(format!("weights of class {class}"), "one for each feature", row.len(), features)?;
+        }
+        for (n, row) in self.golden.iter().enumerate() {
+            shape(format!("features of golden row {n}"), "one for each feature", row.features.len(), features)?;
+            shape(format!("probabilities of golden row {n}"), "one for each class", row.probabilities.len(), classes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether any accepted row could have a logit that is not finite.
+    fn check_overflow(&self) -> Result<(), ModelError> {
+        for ((class, row), intercept) in self.classes.iter().zip(&self.weights).zip(&self.intercepts) {
+            let largest = row.iter().zip(&self.features).fold(intercept.abs(), |sum, (w, feature)| {
+                let [low, high] = feature.accept;
+                sum + w.abs() * low.abs().max(high.abs())
+            });
+            if !largest.is_finite() {
+                return Err(ModelError::Overflow { class: class.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_golden(&self) -> Result<(), ModelError> {
+        if self.golden.is_empty() {
+            return Err(ModelError::NoGolden);
+        }
+        for (row, golden) in self.golden.iter().enumerate() {
+            for (feature, value) in self.features.iter().zip(&golden.features) {
+                if !feature.accepts(*value) {
+                    let (name, value) = (feature.name.clone(), *value);
+                    return Err(ModelError::GoldenOutside { row, name, value });
+                }
+            }
+            let found = self.probabilities(&golden.features);
+            for ((class, found), expected) in self.classes.iter().zip(found).zip(&golden.probabilities) {
+                if (found - expected).abs() > GOLDEN_TOLERANCE {
+                    let (class, expected) = (class.clone(), *expected);
+                    return Err(ModelError::Golden { row, class, expected, found });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Feature {
+    /// Whether a value is answered at all.
+    pub fn accepts(&self, value: f64) -> bool {
+        (self.accept[0]..=self.accept[1]).contains(&value)
+    }
+
+    /// Whether training saw values this small and this large.
+    pub fn has_seen(&self, value: f64) -> bool {
+        (self.min..=self.max).contains(&value)
+    }
+}
+
+fn count(what: &'static str, found: usize, (min, max): (usize, usize)) -> Result<(), ModelError> {
+    if (min..=max).contains(&found) {
+        return Ok(());
+    }
+    Err(ModelError::Count { what, found, min, max })
+}
+
+fn shape(what: impl Into<String>, wanted: &'static str, found: usize, expected: usize) -> Result<(), ModelError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ModelError::Shape { what: what.into(), wanted, found, expected })
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), ModelError> {
+    let why = if name.is_empty() {
+        "is empty"
+    } else if name.len() > MAX_NAME {
+        "is longer than 64 bytes"
+    } else if name.contains(char::is_control) || name.trim() != name {
+        "begins or ends with a space, or holds a control character"
+    } else {
+        return Ok(());
+    };
+    Err(ModelError::name(what, name, why))
 }
 
 /// A model that has passed every check. There is no other way to get one, so there is no way to
@@ -144,8 +308,8 @@ impl Model {
         Self::check(ModelFile::from_bytes(bytes)?, sha256_hex(bytes))
     }
 
-    /// Trust a file, whose bytes have this SHA-256, once its column order, class names and ranges are
-    /// right and this build reproduces every golden row to [`GOLDEN_TOLERANCE`].
+    /// Trust a file, whose bytes have this SHA-256, once its names, shapes and bounds are right, no accepted row can
+    /// overflow, and this build reproduces every golden row to [`GOLDEN_TOLERANCE`].
     ///
     /// # Errors
     /// A [`ModelError`] that names the first thing that is wrong.
@@ -170,46 +334,6 @@ impl Model {
     }
 }
 
-impl ModelFile {
-    fn check(&self) -> Result<(), ModelError> {
-        for (index, (feature, expected)) in self.features.iter().zip(FEATURE_NAMES).enumerate() {
-            if feature.name != expected {
-                return Err(ModelError::Feature {
-                    index,
-                    found: feature.name.clone(),
-                    expected,
-                });
-            }
-            if feature.min > feature.max {
-                let Feature { name, min, max, .. } = feature.clone();
-                return Err(ModelError::Range { name, min, max });
-            }
-        }
-        let [a, b, c] = &self.classes;
-        if a == b || b == c || a == c || self.classes.iter().any(String::is_empty) {
-            return Err(ModelError::Classes(self.classes.to_vec()));
-        }
-        if self.golden.is_empty() {
-            return Err(ModelError::NoGolden);
-        }
-        for (row, golden) in self.golden.iter().enumerate() {
-            let found = self.probabilities(&golden.features);
-            for (k, (found, expected)) in found.into_iter().zip(golden.probabilities).enumerate() {
-                // Finite weights can still overflow into NaN, and a NaN is close to nothing.
-                if found.is_nan() || (found - expected).abs() > GOLDEN_TOLERANCE {
-                    return Err(ModelError::Golden {
-                        row,
-                        class: self.classes[k].clone(),
-                        expected,
-                        found,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// SHA-256 of `bytes` as 64 lower-case hex digits.
 ///
 /// ```
@@ -220,145 +344,4 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A small valid file: scikit-learn's weights on the Iris data, rounded.
-    pub(crate) fn iris_file() -> ModelFile {
-        let feature = |(name, min, max): (&str, f64, f64)| Feature {
-            name: name.into(),
-            unit: "cm".into(),
-            min,
-            max,
-        };
-        let mut file = ModelFile {
-            schema: SCHEMA,
-            kind: KIND.into(),
-            features: [
-                ("sepal_length", 4.3, 7.9),
-                ("sepal_width", 2.0, 4.4),
-                ("petal_length", 1.0, 6.9),
-                ("petal_width", 0.1, 2.5),
-            ]
-            .map(feature),
-            classes: ["setosa", "versicolor", "virginica"].map(String::from),
-            weights: [
-                [-0.42, 0.97, -2.52, -1.08],
-                [0.53, -0.32, -0.21, -0.94],
-                [-0.11, -0.65, 2.72, 2.02],
-            ],
-            intercepts: [9.85, 2.24, -12.09],
-            training: Training {
-                data_sha256: "0".repeat(64),
-                rows: 150,
-                alpha: 1.0,
-                iterations: 50,
-                gradient_norm: 1e-9,
-                log_loss: 0.12,
-                cv_accuracy: 0.97,
-            },
-            golden: vec![],
-        };
-        let features = [5.1, 3.5, 1.4, 0.2];
-        file.golden.push(GoldenRow {
-            features,
-            probabilities: file.probabilities(&features),
-        });
-        file
-    }
-
-    pub(crate) fn iris_model() -> Model {
-        Model::from_bytes(&iris_file().to_bytes()).expect("the test's own file is valid")
-    }
-
-    fn refused(change: impl FnOnce(&mut ModelFile)) -> ModelError {
-        let mut file = iris_file();
-        change(&mut file);
-        Model::from_bytes(&file.to_bytes()).expect_err("the file should be refused")
-    }
-
-    #[test]
-    fn reads_back_what_was_written_bit_for_bit() {
-        let file = iris_file();
-        let model = Model::from_bytes(&file.to_bytes()).unwrap();
-        assert_eq!(model.file(), &file);
-        assert_eq!(model.file().to_bytes(), file.to_bytes());
-        assert_eq!(model.sha256(), sha256_hex(&file.to_bytes()));
-    }
-
-    #[test]
-    fn names_what_is_wrong() {
-        assert_eq!(
-            refused(|f| f.schema = 2),
-            ModelError::Schema {
-                found: 2,
-                expected: 1
-            }
-        );
-        assert!(
-            matches!(refused(|f| f.kind = "tree".into()), ModelError::Kind { found, .. } if found == "tree")
-        );
-        assert!(matches!(
-            refused(|f| f.features.swap(0, 1)),
-            ModelError::Feature { index: 0, .. }
-        ));
-        assert!(
-            matches!(refused(|f| f.features[2].min = 9.0), ModelError::Range { name, .. } if name == "petal_length")
-        );
-        assert!(matches!(
-            refused(|f| f.classes[1] = "setosa".into()),
-            ModelError::Classes(_)
-        ));
-        assert_eq!(refused(|f| f.golden.clear()), ModelError::NoGolden);
-    }
-
-    #[test]
-    fn a_changed_weight_is_caught_by_the_golden_rows() {
-        let error = refused(|f| f.weights[0][0] += 1e-6);
-        assert!(
-            matches!(error, ModelError::Golden { row: 0, .. }),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn weights_that_overflow_are_refused() {
-        assert!(matches!(
-            refused(|f| f.weights = [[1e308; 4]; 3]),
-            ModelError::Golden { .. }
-        ));
-    }
-
-    #[test]
-    fn a_file_cut_off_anywhere_is_refused() {
-        let bytes = iris_file().to_bytes();
-        for end in 0..bytes.len() - 2 {
-            assert!(
-                Model::from_bytes(&bytes[..end]).is_err(),
-                "accepted {end} of {} bytes",
-                bytes.len()
-            );
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_weight_reads_back_to_the_same_bits(bits in any::<u64>()) {
-            let weight = f64::from_bits(bits);
-            prop_assume!(weight.is_finite());
-            let mut file = iris_file();
-            file.intercepts[0] = weight;
-            let back: ModelFile = serde_json::from_slice(&file.to_bytes()).unwrap();
-            prop_assert_eq!(back.intercepts[0].to_bits(), weight.to_bits());
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
-            let _ = Model::from_bytes(&bytes);
-        }
-    }
 }

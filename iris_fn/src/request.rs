@@ -1,20 +1,17 @@
-//! A request: bytes in, validated flowers or a typed refusal out.
+//! A request: bytes in, rows that the model accepts or a typed refusal out.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::{RequestError, at};
-use crate::model::{FEATURE_NAMES, FEATURES};
-use crate::predict::Flower;
+use crate::model::ModelFile;
 
-/// Smallest and largest measurement that is answered, in centimetres. Wide on purpose: it keeps out
-/// what no flower can be, not what training did not see (a reading may round down to 0.0).
-pub const CENTIMETRES: (f64, f64) = (0.0, 100.0);
-/// Most flowers in one request.
-pub const MAX_FLOWERS: usize = 10_000;
+/// Most instances in one request.
+pub const MAX_INSTANCES: usize = 10_000;
 /// Longest `request_id`, in bytes: it is echoed in the answer.
 pub const MAX_REQUEST_ID: usize = 128;
 /// AWS IoT's limit on one MQTT payload, in bytes. A connection that sends more is dropped
@@ -24,461 +21,243 @@ pub const MAX_PAYLOAD: usize = 128 * 1024;
 /// A valid request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// The asker's name for this question, echoed in the answer.
+    /// The caller's name for this request, echoed in the answer.
     pub request_id: String,
     /// What is asked.
     pub question: Question,
 }
 
-/// One flower is answered in place, several as a list.
+/// What a request can ask. Rows are in the order of the model's features.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
-    /// The four measurements stand in the request itself.
-    One(Flower),
-    /// They stand in `flowers`; the answer keeps the order.
-    Batch(Vec<Flower>),
+    /// `"describe": true`: which model answers, and what it wants to know.
+    Describe,
+    /// The features are fields of the request itself.
+    One(Vec<f64>),
+    /// They are in `instances`; the answer keeps the order.
+    Batch(Vec<Vec<f64>>),
 }
 
 /// A refused request: the error, and the `request_id` where it could be read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refused {
-    /// The asker's name for this question, if it got that far.
-    pub request_id: Option<String>,
+    /// The caller's name for this request, as it was sent; null where there is none.
+    pub request_id: Value,
     /// What was wrong.
     pub error: RequestError,
 }
 
 impl Request {
-    /// Read a request from the bytes that a device or a caller sent.
-    ///
-    /// ```
-    /// use iris_fn::request::Request;
-    /// let refused = Request::from_bytes(br#"{"request_id": "a", "sepal_length": -1}"#).unwrap_err();
-    /// assert_eq!(refused.request_id.as_deref(), Some("a"));
-    /// assert_eq!(refused.error.code(), "out_of_range");
-    /// ```
+    /// Read a request from the bytes that a device or a caller sent, and check its rows against `model`.
     ///
     /// # Errors
     /// [`Refused`] with the first thing that is wrong. Never panics, whatever the bytes.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Refused> {
-        let anonymous = |error| Refused {
-            request_id: None,
-            error,
-        };
-        let text = std::str::from_utf8(bytes)
-            .map_err(|e| anonymous(malformed(format!("not UTF-8: {e}"))))?;
-        let fields = match serde_json::from_str(text) {
-            Ok(Json::Object(fields)) => *fields,
-            Ok(other) => {
-                let message = format!("a request is a JSON object, found {}", other.kind());
-                return Err(anonymous(malformed(message)));
+    pub fn from_bytes(bytes: &[u8], model: &ModelFile) -> Result<Self, Refused> {
+        read(bytes, model).map_err(|error| Refused { request_id: find_request_id(bytes), error })
+    }
+}
+
+fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
+    let text = std::str::from_utf8(bytes).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+    if text.starts_with(BOM) {
+        return Err(malformed("the text begins with a byte order mark: send UTF-8 without one"));
+    }
+    let fields = Fields::read(text, model)?;
+    let request_id = request_id(fields.request_id)?;
+    let question = match (describe(fields.describe)?, fields.instances) {
+        (true, None) => Question::Describe,
+        (true, Some(_)) => return Err(malformed("`describe` and `instances` in one request: ask for one of them")),
+        (false, None) => Question::One(fields.row(model, None)?),
+        (false, Some(instances)) => {
+            if let Some((feature, _)) = model.features.iter().zip(&fields.values).find(|(_, value)| value.is_some()) {
+                let name = &feature.name;
+                return Err(malformed(format!(
+                    "`instances` and `{name}` in one request: ask for one row or for a list of them"
+                )));
             }
-            Err(e) if e.is_data() => return Err(anonymous(malformed(e.to_string()))),
-            Err(e) => return Err(anonymous(malformed(format!("not JSON: {e}")))),
-        };
-        let request_id = checked_id(fields.request_id).map_err(anonymous)?;
-        match question(fields.flowers, &fields.measurements) {
-            Ok(question) => Ok(Self {
-                request_id,
-                question,
-            }),
-            Err(error) => Err(Refused {
-                request_id: Some(request_id),
-                error,
-            }),
+            Question::Batch(batch(instances, model)?)
         }
+    };
+    Ok(Request { request_id, question })
+}
+
+fn request_id(json: Option<&RawValue>) -> Result<String, RequestError> {
+    let json = json.ok_or(RequestError::MissingField { field: "request_id".into(), index: None })?;
+    let id: String = serde_json::from_str(json.get())
+        .map_err(|_| malformed(format!("`request_id` must be a string, found {}", kind(json))))?;
+    if id.len() > MAX_REQUEST_ID {
+        let bytes = id.len();
+        return Err(malformed(format!("`request_id` has {bytes} bytes, at most {MAX_REQUEST_ID} are echoed")));
+    }
+    Ok(id)
+}
+
+fn describe(json: Option<&RawValue>) -> Result<bool, RequestError> {
+    json.map_or(Ok(false), |json| {
+        serde_json::from_str(json.get())
+            .map_err(|_| malformed(format!("`describe` must be true or false, found {}", kind(json))))
+    })
+}
+
+fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestError> {
+    let instances: Vec<&RawValue> = serde_json::from_str(json.get())
+        .map_err(|_| malformed(format!("`instances` must be a list, found {}", kind(json))))?;
+    let found = instances.len();
+    if found > MAX_INSTANCES {
+        return Err(RequestError::TooManyInstances { found, max: MAX_INSTANCES });
+    }
+    let row = |(index, json): (usize, &RawValue)| match kind(json) {
+        "an object" => Fields::read(json.get(), model)?.row(model, Some(index)),
+        other => Err(malformed(format!("instances[{index}] must be an object, found {other}"))),
+    };
+    instances.into_iter().enumerate().map(row).collect()
+}
+
+fn malformed(message: impl Into<String>) -> RequestError {
+    RequestError::MalformedJson(message.into())
+}
+
+/// The JSON type, as a person would say it.
+fn kind(json: &RawValue) -> &'static str {
+    match json.get().as_bytes().first() {
+        Some(b'n') => "null",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'"') => "a string",
+        Some(b'[') => "a list",
+        Some(b'{') => "an object",
+        _ => "a number",
     }
 }
 
-fn checked_id(id: Json) -> Result<String, RequestError> {
-    match id {
-        Json::Missing => Err(RequestError::MissingField {
-            field: "request_id",
-            index: None,
-        }),
-        Json::Text(id) if id.len() <= MAX_REQUEST_ID => Ok(id),
-        Json::Text(id) => Err(malformed(format!(
-            "`request_id` has {} bytes, at most {MAX_REQUEST_ID} are echoed",
-            id.len()
-        ))),
-        other => Err(malformed(format!(
-            "`request_id` must be a string, found {}",
-            other.kind()
-        ))),
-    }
+/// The fields of a JSON object that a request or an instance may have, each as it was written; others are ignored.
+/// The features' names are the model's, so that no derived type can hold them.
+struct Fields<'a> {
+    request_id: Option<&'a RawValue>,
+    instances: Option<&'a RawValue>,
+    describe: Option<&'a RawValue>,
+    /// In the order of the model's features.
+    values: Vec<Option<&'a RawValue>>,
+    /// A field that appears more than once: which one would be meant?
+    twice: Option<String>,
 }
 
-fn question(flowers: Json, single: &[Json; FEATURES]) -> Result<Question, RequestError> {
-    if let Json::Missing = flowers {
-        return flower(single, None).map(Question::One);
+impl<'a> Fields<'a> {
+    fn read(text: &'a str, model: &ModelFile) -> Result<Self, RequestError> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let fields = FieldsOf(model).deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
+        fields.map_err(|e| malformed(if e.is_data() { e.to_string() } else { format!("not JSON: {e}") }))
     }
-    let mut present = FEATURE_NAMES.iter().zip(single);
-    if let Some((field, _)) = present.find(|(_, json)| !matches!(json, Json::Missing)) {
-        return Err(malformed(format!(
-            "`flowers` and `{field}` in one request: ask for one flower or for a list"
-        )));
-    }
-    match flowers {
-        Json::List { length, .. } if length > MAX_FLOWERS => Err(RequestError::TooManyFlowers {
-            found: length,
-            max: MAX_FLOWERS,
-        }),
-        Json::List { flowers, .. } => flowers.map(Question::Batch),
-        other => Err(malformed(format!(
-            "`flowers` must be a list, found {}",
-            other.kind()
-        ))),
-    }
-}
 
-fn flower(fields: &[Json; FEATURES], index: Option<usize>) -> Result<Flower, RequestError> {
-    let mut features = [0.0; FEATURES];
-    for ((x, field), json) in features.iter_mut().zip(FEATURE_NAMES).zip(fields) {
-        let value = match json {
-            Json::Number(value) => *value,
-            Json::Missing => return Err(RequestError::MissingField { field, index }),
-            Json::Several => {
-                let place = at(&index);
-                return Err(malformed(format!("{place}`{field}` stands there twice")));
+    fn row(&self, model: &ModelFile, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
+        if let Some(name) = &self.twice {
+            return Err(malformed(format!("{}`{name}` appears twice", at(&index))));
+        }
+        let value = |(feature, json): (&crate::Feature, &Option<&RawValue>)| {
+            let field = || feature.name.clone();
+            let json = json.ok_or_else(|| RequestError::MissingField { field: field(), index })?;
+            let value: f64 = serde_json::from_str(json.get()).map_err(|e| match kind(json) {
+                "a number" => malformed(format!("{}`{}` is no number that fits: {e}", at(&index), feature.name)),
+                found => RequestError::NotANumber { field: field(), index, found },
+            })?;
+            if !feature.accepts(value) {
+                let [low, high] = feature.accept;
+                let unit = if feature.unit.is_empty() { String::new() } else { format!(" {}", feature.unit) };
+                return Err(RequestError::OutOfRange { field: field(), index, value, low, high, unit });
             }
-            other => {
-                return Err(RequestError::NotANumber {
-                    field,
-                    index,
-                    found: other.kind(),
-                });
-            }
+            Ok(value)
         };
-        let (min, max) = CENTIMETRES;
-        if !(min..=max).contains(&value) {
-            return Err(RequestError::OutOfRange {
-                field,
-                index,
-                value,
-                min,
-                max,
-            });
-        }
-        *x = value;
-    }
-    Ok(Flower::from(features))
-}
-
-fn malformed(message: String) -> RequestError {
-    RequestError::MalformedJson(message)
-}
-
-/// Any JSON value, as much of it as a request needs. It is read in one pass, without a tree of values:
-/// a list becomes flowers as it is read, and what no field of a request may hold becomes its kind. The
-/// text is read to its end before anything in it is refused, so that a refusal can name the request.
-#[derive(Default)]
-enum Json {
-    #[default]
-    Missing,
-    Null,
-    Boolean,
-    Number(f64),
-    Text(String),
-    List {
-        length: usize,
-        /// The first [`MAX_FLOWERS`], or what is wrong with the first bad one.
-        flowers: Result<Vec<Flower>, RequestError>,
-    },
-    Object(Box<Fields>),
-    /// The field stands there more than once: which one would be meant?
-    Several,
-}
-
-/// The fields that a request or a flower in it may have; others are ignored.
-#[derive(Default)]
-struct Fields {
-    request_id: Json,
-    flowers: Json,
-    /// In the order of [`FEATURE_NAMES`].
-    measurements: [Json; FEATURES],
-}
-
-impl Json {
-    /// The JSON type, as a person would say it.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Missing => "nothing",
-            Self::Null => "null",
-            Self::Boolean => "a boolean",
-            Self::Number(_) => "a number",
-            Self::Text(_) => "a string",
-            Self::List { .. } => "a list",
-            Self::Object(_) => "an object",
-            Self::Several => "several values",
-        }
+        model.features.iter().zip(&self.values).map(value).collect()
     }
 }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(JsonVisitor)
+/// Reads [`Fields`] in one pass, with this model's features.
+struct FieldsOf<'m>(&'m ModelFile);
+
+impl<'de> DeserializeSeed<'de> for FieldsOf<'_> {
+    type Value = Fields<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Fields<'de>, D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-struct JsonVisitor;
-
-impl<'de> Visitor<'de> for JsonVisitor {
-    type Value = Json;
+impl<'de> Visitor<'de> for FieldsOf<'_> {
+    type Value = Fields<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
+        f.write_str("a request, which is a JSON object")
     }
 
-    fn visit_unit<E>(self) -> Result<Json, E> {
-        Ok(Json::Null)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
-        Ok(Json::Boolean)
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
-        Ok(Json::Number(value as f64))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
-        Ok(Json::Number(value as f64))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
-        Ok(Json::Number(value))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
-        Ok(Json::Text(text.to_owned()))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        let mut fields = Box::<Fields>::default();
-        while let Some(Key(key)) = map.next_key()? {
-            let field = match key.as_ref() {
-                "request_id" => &mut fields.request_id,
-                "flowers" => &mut fields.flowers,
-                name => match FEATURE_NAMES.iter().position(|known| *known == name) {
-                    Some(column) => &mut fields.measurements[column],
-                    None => {
-                        map.next_value::<IgnoredAny>()?;
-                        continue;
-                    }
-                },
-            };
-            if !matches!(field, Json::Missing) {
-                map.next_value::<IgnoredAny>()?;
-                *field = Json::Several;
-                continue;
-            }
-            *field = map.next_value()?;
-        }
-        Ok(Json::Object(fields))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
-        let mut length = 0;
-        let mut flowers = Ok(Vec::new());
-        while let Some(element) = list.next_element()? {
-            if let Ok(good) = &mut flowers
-                && length < MAX_FLOWERS
-            {
-                match in_list(element, length) {
-                    Ok(flower) => good.push(flower),
-                    Err(error) => flowers = Err(error),
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+        let features = &self.0.features;
+        let mut fields =
+            Fields { request_id: None, instances: None, describe: None, values: vec![None; features.len()], twice: None };
+        // Most callers send the features in their order, so the next one is tried first.
+        let mut next = 0;
+        while let Some(Key(name)) = map.next_key()? {
+            let is_named = |feature: &crate::Feature| feature.name == name;
+            let field = if features.get(next).is_some_and(is_named) {
+                next += 1;
+                &mut fields.values[next - 1]
+            } else {
+                match name.as_ref() {
+                    "request_id" => &mut fields.request_id,
+                    "instances" => &mut fields.instances,
+                    "describe" => &mut fields.describe,
+                    _ => match features.iter().position(is_named) {
+                        Some(column) => &mut fields.values[column],
+                        None => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    },
                 }
+            };
+            if field.replace(map.next_value()?).is_some() {
+                fields.twice = Some(name.into_owned());
             }
-            length += 1;
         }
-        Ok(Json::List { length, flowers })
+        Ok(fields)
     }
 }
 
 /// A field's name, borrowed from the text unless it is written with escapes.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn in_list(element: Json, index: usize) -> Result<Flower, RequestError> {
-    match element {
-        Json::Object(fields) => flower(&fields.measurements, Some(index)),
-        other => Err(malformed(format!(
-            "flowers[{index}] must be an object, found {}",
-            other.kind()
-        ))),
+const BOM: char = '\u{feff}';
+
+/// The `request_id` of a request that is refused, as it was sent: also where the text is no JSON further on, where it
+/// begins with a byte order mark, or where the id is a number. Null where there is none, or one too long to echo.
+pub fn find_request_id(bytes: &[u8]) -> Value {
+    let text = String::from_utf8_lossy(bytes);
+    let (mut rest, mut depth) = (text.trim_start_matches(BOM), 0);
+    while let Some(at) = rest.find(['"', '{', '[', '}', ']']) {
+        rest = &rest[at..];
+        match rest.as_bytes()[0] {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {
+                let Some((name, behind)) = first::<String>(rest) else { break };
+                rest = behind;
+                if let ("request_id", 1, Some(value)) = (&*name, depth, rest.trim_start().strip_prefix(':')) {
+                    return match first::<Value>(value.trim_start()) {
+                        Some((Value::String(id), _)) if id.len() <= MAX_REQUEST_ID => Value::String(id),
+                        Some((Value::Number(id), _)) => Value::Number(id),
+                        _ => Value::Null,
+                    };
+                }
+                continue;
+            }
+        }
+        rest = &rest[1..];
     }
+    Value::Null
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use serde_json::{Value, json};
-
-    const SETOSA: &str = r#"{"request_id":"r","sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}"#;
-
-    fn id_of(text: &str) -> Value {
-        json!({"request_id": text, "flowers": []})
-    }
-
-    fn read(value: Value) -> Result<Request, Refused> {
-        Request::from_bytes(value.to_string().as_bytes())
-    }
-
-    fn code(text: &str) -> &'static str {
-        Request::from_bytes(text.as_bytes())
-            .expect_err(text)
-            .error
-            .code()
-    }
-
-    #[test]
-    fn one_flower() {
-        let request = Request::from_bytes(SETOSA.as_bytes()).unwrap();
-        assert_eq!(request.request_id, "r");
-        assert_eq!(
-            request.question,
-            Question::One(Flower::from([5.1, 3.5, 1.4, 0.2]))
-        );
-    }
-
-    #[test]
-    fn a_field_that_stands_there_twice_is_refused_by_its_name_and_the_requests() {
-        let twice = SETOSA.replace("{", r#"{"petal_width":0.3,"#);
-        let refused = Request::from_bytes(twice.as_bytes()).unwrap_err();
-        assert_eq!(refused.request_id.as_deref(), Some("r"));
-        assert_eq!(
-            refused.error.to_string(),
-            "`petal_width` stands there twice"
-        );
-        assert_eq!(
-            code(r#"{"request_id":"a","request_id":"b","flowers":[]}"#),
-            "malformed_json"
-        );
-    }
-
-    #[test]
-    fn a_batch_keeps_its_order() {
-        let flower = |x: f64| json!({"sepal_length": x, "sepal_width": 3, "petal_length": 1, "petal_width": 0});
-        let bytes = json!({"request_id": "r", "flowers": [flower(1.0), flower(2.0)]}).to_string();
-        let request = Request::from_bytes(bytes.as_bytes()).unwrap();
-        let expected = [1.0, 2.0].map(|x| Flower::from([x, 3.0, 1.0, 0.0]));
-        assert_eq!(request.question, Question::Batch(expected.to_vec()));
-    }
-
-    #[test]
-    fn every_refusal_has_its_code() {
-        assert_eq!(code(""), "malformed_json");
-        assert_eq!(code("[1, 2]"), "malformed_json");
-        assert_eq!(code(&SETOSA.replace("5.1", "NaN")), "malformed_json");
-        assert_eq!(
-            code(&SETOSA.replace('{', r#"{"petal_width":1,"#)),
-            "malformed_json"
-        );
-        assert_eq!(code(r#"{"request_id": 7}"#), "malformed_json");
-        assert_eq!(
-            code(&SETOSA.replace(r#""request_id":"r","#, "")),
-            "missing_field"
-        );
-        assert_eq!(
-            code(&SETOSA.replace("petal_width", "width")),
-            "missing_field"
-        );
-        assert_eq!(code(&SETOSA.replace("5.1", r#""5.1""#)), "not_a_number");
-        assert_eq!(code(&SETOSA.replace("5.1", "null")), "not_a_number");
-        assert_eq!(code(&SETOSA.replace("5.1", "1e308")), "out_of_range");
-        assert_eq!(code(&SETOSA.replace("5.1", "-0.1")), "out_of_range");
-        assert_eq!(code(r#"{"request_id":"r","flowers":{}}"#), "malformed_json");
-        assert_eq!(
-            code(&SETOSA.replace('}', r#","flowers":[]}"#)),
-            "malformed_json"
-        );
-        // JSON, and no number that this machine has.
-        assert_eq!(code(&SETOSA.replace("5.1", "1e400")), "malformed_json");
-        assert_eq!(code(&SETOSA.replace("5.1", "-1e400")), "malformed_json");
-    }
-
-    #[test]
-    fn a_measurement_is_answered_from_0_to_100_cm_exactly() {
-        for x in [0.0, -0.0, 100.0] {
-            let text = SETOSA.replace("5.1", &format!("{x:?}"));
-            let request = Request::from_bytes(text.as_bytes()).expect(&text);
-            let expected = Flower::from([x, 3.5, 1.4, 0.2]);
-            assert_eq!(request.question, Question::One(expected));
-        }
-        for x in [0.0_f64.next_down(), 100.0_f64.next_up()] {
-            assert_eq!(code(&SETOSA.replace("5.1", &x.to_string())), "out_of_range");
-        }
-    }
-
-    #[test]
-    fn a_request_id_has_at_most_128_bytes() {
-        for longest in ["r".repeat(128), "é".repeat(64)] {
-            let request = read(id_of(&longest)).expect(&longest);
-            assert_eq!(request.request_id, longest);
-            let refused = read(id_of(&format!("{longest}r"))).unwrap_err();
-            assert_eq!(refused.error.code(), "malformed_json");
-            assert!(refused.error.to_string().contains("129 bytes"));
-        }
-    }
-
-    #[test]
-    fn a_request_has_from_none_to_10_000_flowers() {
-        let flower =
-            json!({"sepal_length": 5, "sepal_width": 3, "petal_length": 1, "petal_width": 0});
-        let ask = |flowers| read(json!({"request_id": "r", "flowers": vec![&flower; flowers]}));
-        for flowers in [0, 10_000] {
-            let Question::Batch(batch) = ask(flowers).unwrap().question else {
-                panic!("a list was sent")
-            };
-            assert_eq!(batch.len(), flowers);
-        }
-        let error = ask(10_001).unwrap_err().error;
-        assert_eq!(
-            error,
-            RequestError::TooManyFlowers {
-                found: 10_001,
-                max: 10_000
-            }
-        );
-    }
-
-    #[test]
-    fn a_refusal_names_the_flower_and_keeps_the_request_id() {
-        let text = r#"{"request_id":"r","flowers":[{"sepal_length":5,"sepal_width":3,"petal_length":1,"petal_width":"x"}]}"#;
-        let refused = Request::from_bytes(text.as_bytes()).unwrap_err();
-        assert_eq!(refused.request_id.as_deref(), Some("r"));
-        assert_eq!(
-            refused.error.to_string(),
-            "flowers[0]: `petal_width` must be a number of centimetres, found a string"
-        );
-    }
-
-    #[test]
-    fn bytes_that_are_not_utf8_are_refused() {
-        let refused = Request::from_bytes(b"{\"request_id\": \"\xff\"}").unwrap_err();
-        assert_eq!(refused.error.code(), "malformed_json");
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            let _ = Request::from_bytes(&bytes);
-        }
-
-        #[test]
-        fn whatever_number_is_sent_is_answered_in_range_or_refused(bits in any::<u64>()) {
-            let x = f64::from_bits(bits);
-            prop_assume!(x.is_finite());
-            let text = SETOSA.replace("5.1", &serde_json::to_string(&x).unwrap());
-            match Request::from_bytes(text.as_bytes()) {
-                Ok(request) => {
-                    let Question::One(flower) = request.question else { panic!("one flower was sent") };
-                    prop_assert_eq!(flower.sepal_length.to_bits(), x.to_bits());
-                    prop_assert!((0.0..=100.0).contains(&x));
-                }
-                Err(refused) => prop_assert_eq!(refused.error.code(), "out_of_range"),
-            }
-        }
-    }
+/// The JSON value at the start of a text, and what is behind it.
+fn first<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Option<(T, &'a str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<T>();
+    let value = values.next()?.ok()?;
+    Some((value, &text[values.byte_offset()..]))
 }

@@ -1,53 +1,12 @@
 //! Where the model comes from.
 
-use std::error::Error;
 use std::time::Instant;
 
 use aws_sdk_s3::Client;
 
 use crate::error::ModelError;
-use crate::model::{CURRENT_KEY, Model, ModelFile, sha256_hex};
-
-/// Why there is no model.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The object could not be read.
-    #[error("could not read s3://{bucket}/{key}")]
-    Read {
-        /// Bucket.
-        bucket: String,
-        /// Key.
-        key: String,
-        /// The SDK's own error.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// The object was read and is not a model to trust.
-    #[error("{name} is refused")]
-    Refused {
-        /// Where the bytes came from.
-        name: String,
-        /// What is wrong with them.
-        source: ModelError,
-    },
-}
-
-/// A model as it was read, with the tag by which the store knows that version of it.
-#[derive(Debug, Clone)]
-pub struct Loaded {
-    /// The checked model.
-    pub model: Model,
-    /// The object's ETag.
-    pub etag: Option<String>,
-}
-
-/// Something that holds the current model.
-pub trait ModelStore: Send + Sync + 'static {
-    /// Read and check the current model; `None` when it still is the one tagged `known`.
-    fn current(
-        &self,
-        known: Option<&str>,
-    ) -> impl Future<Output = Result<Option<Loaded>, StoreError>> + Send;
-}
+use crate::current::{Loaded, ModelStore, StoreError};
+use crate::model::{CURRENT_KEY, MAX_BYTES, Model, ModelFile, sha256_hex};
 
 /// The stack's bucket.
 pub struct S3Store {
@@ -66,8 +25,7 @@ impl ModelStore for S3Store {
     async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
         let bucket = self.bucket.as_str();
         let read = |source| StoreError::Read {
-            bucket: bucket.to_owned(),
-            key: CURRENT_KEY.to_owned(),
+            name: format!("s3://{bucket}/{CURRENT_KEY}"),
             source,
         };
         let started = Instant::now();
@@ -80,6 +38,12 @@ impl ModelStore for S3Store {
             object => object.map_err(|e| read(e.into()))?,
         };
         let etag = object.e_tag().map(str::to_owned);
+        let length = object.content_length().unwrap_or(0);
+        if length > MAX_BYTES as i64 {
+            // Not downloaded: a container has 128 MB in all.
+            let source = ModelError::TooLarge { bytes: length as usize };
+            return Err(StoreError::Refused { name: format!("s3://{bucket}/{CURRENT_KEY}"), source });
+        }
         let bytes = object
             .body
             .collect()
@@ -112,7 +76,7 @@ impl ModelStore for S3Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tests::iris_file;
+    use crate::model::tests::iris;
     use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
     use std::io::{Read, Write};
     use std::net::TcpListener;
@@ -152,12 +116,12 @@ mod tests {
     #[tokio::test]
     async fn s3_is_asked_by_the_tag_it_gave_and_only_its_304_means_unchanged() {
         let (store, asked) = store(vec![
-            ("200 OK\r\nETag: \"t\"", iris_file().to_bytes()),
+            ("200 OK\r\nETag: \"t\"", iris().to_bytes()),
             ("304 Not Modified", vec![]),
             ("412 Precondition Failed", vec![]),
         ]);
         let loaded = store.current(None).await.unwrap().unwrap();
-        assert_eq!(loaded.model.file(), &iris_file());
+        assert_eq!(loaded.model.file(), &iris());
         let tag = loaded.etag.as_deref();
         assert_eq!(tag, Some("\"t\""));
         assert!(store.current(tag).await.unwrap().is_none());

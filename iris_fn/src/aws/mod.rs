@@ -1,4 +1,11 @@
-//! How the function reaches AWS: where it is and who it is, from its environment, and whom it trusts.
+//! How the function reaches AWS: where it is and who it is, from its environment, and whom it trusts. The models in S3
+//! and the answers to AWS IoT go by way of this.
+
+mod publish;
+mod store;
+
+pub use publish::IotPublisher;
+pub use store::S3Store;
 
 use std::env;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Where an answer goes when the question came over MQTT.
+//! Where an answer goes when the request came over MQTT.
 
 use std::time::Duration;
 
@@ -10,18 +10,7 @@ use aws_sdk_iotdataplane::error::SdkError;
 use aws_sdk_iotdataplane::operation::publish::PublishError;
 use aws_sdk_iotdataplane::primitives::Blob;
 
-/// Something that delivers a message to a topic.
-pub trait Publisher: Send + Sync + 'static {
-    /// Why it could not.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    /// Deliver `payload` to `topic` at least once (QoS 1).
-    fn publish(
-        &self,
-        topic: &str,
-        payload: Vec<u8>,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-}
+use crate::handler::Publisher;
 
 /// AWS IoT's HTTPS data plane.
 pub struct IotPublisher {
