@@ -21,22 +21,27 @@ PEERS = {
     "plain": [],
     "sklearn": ["scikit-learn", "numpy", "scipy", "joblib", "threadpoolctl", "narwhals", "cloudpickle"],
     "onnx": ["onnxruntime", "numpy", "flatbuffers", "packaging", "protobuf"],
-    # Not a peer: what writes iris.onnx from the scikit-learn model.
+    # Not a peer: what writes model.onnx from the scikit-learn model.
     "export": ["skl2onnx", "onnx", "ml-dtypes", "protobuf", "typing-extensions"],
 }
 # The fit of notebook 1 and of tests/reference.json, then the same fit as an ONNX graph in double precision.
 FIT = f"""
-import joblib, numpy as np
+import json, joblib, numpy as np
 from sklearn.linear_model import LogisticRegression
-rows = np.genfromtxt({str(DATA)!r}, delimiter=",", skip_header=1, dtype=str)
+header, *rows = np.genfromtxt({str(DATA)!r}, delimiter=",", dtype=str)
+rows = np.array(rows)
 model = LogisticRegression(C=1.0, tol=1e-12, max_iter=10_000).fit(rows[:, :4].astype(float), rows[:, 4])
-joblib.dump(model, "sklearn/iris.joblib")
+joblib.dump(model, "sklearn/model.joblib")
+names = {{"features": header[:4].tolist(), "target": str(header[4]), "classes": model.classes_.tolist(),
+          "weights": model.coef_.tolist(), "intercepts": model.intercept_.tolist()}}
+for folder in ("plain", "sklearn", "onnx"):
+    open(folder + "/model.json", "w").write(json.dumps(names))
 
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType
 options = {{id(model): {{"zipmap": False}}}}
-graph = to_onnx(model, initial_types=[("flowers", DoubleTensorType([None, 4]))], options=options)
-open("onnx/iris.onnx", "wb").write(graph.SerializeToString())
+graph = to_onnx(model, initial_types=[("instances", DoubleTensorType([None, 4]))], options=options)
+open("onnx/model.onnx", "wb").write(graph.SerializeToString())
 """
 
 

@@ -1,8 +1,8 @@
 //! A function that sends back what it got: what a round trip over MQTT costs without a model or a check.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use iris_fn::aws;
-use iris_fn::publish::{IotPublisher, Publisher};
+use iris_fn::aws::{self, IotPublisher};
+use iris_fn::handler::Publisher;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 use serde_json::Value;
 

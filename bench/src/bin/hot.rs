@@ -1,103 +1,79 @@
-//! The work of one call without the cloud around it: bytes in, prediction out, bytes back.
+//! The work of one call without the cloud around it: bytes in, prediction out, bytes back; for a model of 4 features
+//! and 3 classes, and for one of 64 and 10.
 
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use iris_fn::model::{CLASSES, FEATURE_NAMES, FEATURES, KIND, SCHEMA};
+use iris_fn::model::{KIND, SCHEMA};
 use iris_fn::request::{Question, Request};
-use iris_fn::{Feature, Flower, GoldenRow, Model, ModelFile, Training};
+use iris_fn::{Description, Feature, GoldenRow, Model, ModelFile, Training};
 
-const SINGLE: &[u8] = br#"{"request_id":"3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14","sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}"#;
 const BATCH: usize = 10_000;
 
-/// Weights and ranges of the usual size.
-fn model() -> Model {
+/// A model of this size, with weights and ranges as they usually are.
+fn model(features: usize, classes: usize) -> Model {
+    let feature = |f| Feature {
+        name: format!("feature_number_{f}"),
+        unit: "cm".into(),
+        min: 0.1,
+        max: 7.9,
+        accept: [0.0, 100.0],
+    };
+    let weight = |k: usize, f: usize| ((k * 37 + f * 11) % 50) as f64 / 10.0 - 2.5;
     let mut file = ModelFile {
         schema: SCHEMA,
         kind: KIND.into(),
-        features: FEATURE_NAMES.map(|name| Feature {
-            name: name.into(),
-            unit: "cm".into(),
-            min: 0.1,
-            max: 7.9,
-        }),
-        classes: ["setosa", "versicolor", "virginica"].map(String::from),
-        weights: [
-            [-0.4, 1.0, -2.5, -1.1],
-            [0.5, -0.3, -0.2, -0.9],
-            [-0.1, -0.7, 2.7, 2.0],
-        ],
-        intercepts: [9.8, 2.2, -12.0],
-        training: Training {
-            rows: 150,
-            alpha: 1.0,
-            ..Training::default()
-        },
+        target: "target".into(),
+        features: (0..features).map(feature).collect(),
+        classes: (0..classes).map(|k| format!("class_{k}")).collect(),
+        weights: (0..classes).map(|k| (0..features).map(|f| weight(k, f)).collect()).collect(),
+        intercepts: (0..classes).map(|k| k as f64).collect(),
+        training: Training::default(),
         golden: vec![],
     };
-    let features = [5.1, 3.5, 1.4, 0.2];
+    let features = row(features, 0);
     let probabilities = file.probabilities(&features);
-    file.golden.push(GoldenRow {
-        features,
-        probabilities,
-    });
+    file.golden.push(GoldenRow { features, probabilities });
     Model::from_bytes(&file.to_bytes()).expect("the bench's own model is valid")
 }
 
-/// Flowers all over the plausible range.
-fn flowers() -> Vec<Flower> {
-    let spread = |i: usize, f: usize| 0.1 + ((i * 37 + f * 11) % 78) as f64 / 10.0;
-    (0..BATCH)
-        .map(|i| Flower::from(std::array::from_fn::<_, FEATURES, _>(|f| spread(i, f))))
-        .collect()
+/// Values all over the range.
+fn row(features: usize, n: usize) -> Vec<f64> {
+    (0..features).map(|f| 0.1 + ((n * 37 + f * 11) % 78) as f64 / 10.0).collect()
 }
 
 fn hot(c: &mut Criterion) {
-    let model = model();
-    let flowers = flowers();
-    c.bench_function("read one request", |b| {
-        b.iter(|| Request::from_bytes(black_box(SINGLE)));
-    });
-    c.bench_function("predict one flower", |b| {
-        b.iter(|| model.predict(black_box(&flowers[0])));
-    });
-    c.bench_function("write one prediction", |b| {
-        let prediction = model.predict(&flowers[0]);
-        b.iter(|| serde_json::to_vec(black_box(&prediction)));
-    });
+    for (features, classes) in [(4, 3), (64, 10)] {
+        let model = model(features, classes);
+        let description = Description::of(&model);
+        let one = row(features, 1);
+        let request = description.request("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14", &one).to_string();
+        let mut group = c.benchmark_group(format!("one row, {features} × {classes}"));
+        group.bench_function("read", |b| b.iter(|| Request::from_bytes(black_box(request.as_bytes()), model.file())));
+        group.bench_function("predict", |b| b.iter(|| model.predict(black_box(&one))));
+        let prediction = model.predict(&one);
+        group.bench_function("write", |b| b.iter(|| serde_json::to_vec(black_box(&prediction))));
+        group.finish();
 
-    let objects: Vec<serde_json::Value> = flowers
-        .iter()
-        .map(|flower| {
-            FEATURE_NAMES
-                .iter()
-                .zip(flower.features())
-                .map(|(n, x)| ((*n).to_owned(), serde_json::Value::from(x)))
-                .collect()
-        })
-        .collect();
-    let request = serde_json::json!({"request_id": "batch", "flowers": objects}).to_string();
-    let mut group = c.benchmark_group("10,000 flowers");
-    group.throughput(Throughput::Elements(BATCH as u64));
-    group.bench_function("read", |b| {
-        b.iter_batched(
-            || request.as_bytes(),
-            |bytes| match Request::from_bytes(bytes).map(|r| r.question) {
-                Ok(Question::Batch(flowers)) => flowers,
-                other => panic!("a batch was sent: {other:?}"),
-            },
-            BatchSize::LargeInput,
-        );
-    });
-    group.bench_function("predict", |b| {
-        b.iter(|| {
-            flowers
-                .iter()
-                .map(|f| model.predict(f).probabilities)
-                .collect::<Vec<[f64; CLASSES]>>()
+        let rows: Vec<Vec<f64>> = (0..BATCH).map(|n| row(features, n)).collect();
+        let request = description.batch("batch", rows.iter().map(Vec::as_slice)).to_string();
+        let mut group = c.benchmark_group(format!("10,000 rows, {features} × {classes}"));
+        group.throughput(Throughput::Elements(BATCH as u64));
+        group.bench_function("read", |b| {
+            b.iter_batched(
+                || request.as_bytes(),
+                |bytes| match Request::from_bytes(bytes, model.file()).map(|r| r.question) {
+                    Ok(Question::Batch(rows)) => rows,
+                    other => panic!("a batch was sent: {other:?}"),
+                },
+                BatchSize::LargeInput,
+            );
         });
-    });
-    group.finish();
+        group.bench_function("predict", |b| {
+            b.iter(|| rows.iter().map(|row| model.predict(row).probabilities).collect::<Vec<_>>());
+        });
+        group.finish();
+    }
 }
 
 criterion_group! {

@@ -1,16 +1,19 @@
-//! Asks one flower after the other and prints how long each answer took, in microseconds, as JSON:
+//! Asks one row after the other and prints how long each answer took, in microseconds, as JSON:
 //! `round_trip client DEVICE_FOLDER COUNT` by our client, `round_trip bare …` by rumqttc alone.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use client::{Client, Device, Settings, question};
+use client::{Client, Description, Device, Settings};
+use iris_fn::Model;
 use rumqttc::{AsyncClient, Event, Packet, QoS};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-const FLOWER: [f64; 4] = [5.9, 3.0, 4.2, 1.5];
+/// As the peers' bench wrote it.
+const MODEL: &str = "target/bench/model.json";
 /// The first answers meet a cold container, and find nothing in any cache.
 const WARM_UP: usize = 50;
 
@@ -33,17 +36,26 @@ async fn main() -> Result<()> {
 
 async fn by_client(folder: &Path, count: usize) -> Result<Vec<Duration>> {
     let client = Client::connect(&Device::open(folder)?, Settings::default()).await?;
+    let model = client.describe().await?;
     let mut times = Vec::with_capacity(count);
     for n in 0..count {
         let asked = Instant::now();
-        client.ask(&question(&n.to_string(), FLOWER)).await?;
+        client.ask(&request(&model, n)).await?;
         times.push(asked.elapsed());
     }
     client.close().await;
     Ok(times)
 }
 
+/// A row in the middle of what training saw.
+fn request(model: &Description, n: usize) -> Value {
+    let row: Vec<f64> = model.features.iter().map(|feature| (feature.min + feature.max) / 2.0).collect();
+    model.request(&n.to_string(), &row)
+}
+
 async fn by_rumqttc(folder: &Path, count: usize) -> Result<Vec<Duration>> {
+    // The function that sends back what it got describes nothing.
+    let model = Description::of(&Model::from_bytes(&std::fs::read(MODEL)?)?);
     let device = Device::open(folder)?;
     let (mqtt, mut events) = AsyncClient::new(device.options(), 10);
     events.network_options.set_tcp_nodelay(true);
@@ -67,7 +79,7 @@ async fn by_rumqttc(folder: &Path, count: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::with_capacity(count);
     for n in 0..count {
         let asked = Instant::now();
-        let request = question(&n.to_string(), FLOWER).to_string();
+        let request = request(&model, n).to_string();
         mqtt.publish(device.request_topic(), QoS::AtLeastOnce, false, request)
             .await?;
         next().await?;

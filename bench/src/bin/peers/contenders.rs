@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use axum::body::Bytes;
-use iris_fn::model::{CURRENT_KEY, FEATURE_NAMES, KIND, SCHEMA};
-use iris_fn::predict::Flower;
-use iris_fn::{Feature, GoldenRow, Model, ModelFile, Training};
-use serde_json::{Value, json};
+use iris_fn::model::{CURRENT_KEY, KIND, SCHEMA};
+use iris_fn::table::Table;
+use iris_fn::{Description, Feature, GoldenRow, Model, ModelFile, Training};
+use serde_json::Value;
 
 use crate::runtime_api::Contender;
 
@@ -21,85 +21,81 @@ pub const PLAIN: &str = "plain Python";
 pub const SKLEARN: &str = "scikit-learn";
 pub const ONNX: &str = "onnxruntime";
 
-/// The model that all contenders serve: scikit-learn's own fit of the workshop's data.
-pub fn model_file() -> ModelFile {
-    let reference: Value = serde_json::from_str(REFERENCE).expect("the reference is JSON");
+/// The model that all contenders serve, scikit-learn's own fit of the workshop's data; and the data's rows.
+pub fn model_and_rows() -> Result<(ModelFile, Vec<Vec<f64>>)> {
+    let reference: Value = serde_json::from_str(REFERENCE)?;
     let numbers = |v: &Value| -> Vec<f64> {
         let list = v.as_array().map_or(&[][..], Vec::as_slice);
         list.iter().filter_map(Value::as_f64).collect()
     };
-    let weights = &reference["weights_class_by_feature"];
-    let row = |k: usize| {
-        numbers(&weights[k])
-            .try_into()
-            .expect("four weights a class")
+    let header: Vec<&str> = CSV.lines().next().unwrap_or_default().split(',').collect();
+    let (target, names) = header.split_last().context("the data has no header")?;
+    let feature = |name: &&str| Feature {
+        name: (*name).into(),
+        unit: "cm".into(),
+        min: f64::INFINITY,
+        max: f64::NEG_INFINITY,
+        accept: [0.0, 100.0],
     };
-    let column = |f: usize| flowers().map(move |flower| flower.features()[f]);
+    let mut features: Vec<Feature> = names.iter().map(feature).collect();
+    let (mut rows, mut classes) = (Vec::new(), Vec::new());
+    for row in Table::open(CSV.as_bytes(), &features.clone(), target)?.rows() {
+        let row = row?;
+        for (feature, x) in features.iter_mut().zip(&row.values) {
+            (feature.min, feature.max) = (feature.min.min(*x), feature.max.max(*x));
+        }
+        classes.extend(row.label.filter(|label| !classes.contains(label)));
+        rows.push(row.values);
+    }
+    let weights = reference["weights_class_by_feature"].as_array();
     let mut file = ModelFile {
         schema: SCHEMA,
         kind: KIND.into(),
-        features: std::array::from_fn(|f| Feature {
-            name: FEATURE_NAMES[f].into(),
-            unit: "cm".into(),
-            min: column(f).fold(f64::INFINITY, f64::min),
-            max: column(f).fold(f64::NEG_INFINITY, f64::max),
-        }),
-        classes: ["setosa", "versicolor", "virginica"].map(String::from),
-        weights: [row(0), row(1), row(2)],
-        intercepts: numbers(&reference["intercepts"])
-            .try_into()
-            .expect("three intercepts"),
+        target: (*target).into(),
+        features,
+        classes,
+        weights: weights.into_iter().flatten().map(numbers).collect(),
+        intercepts: numbers(&reference["intercepts"]),
         training: Training {
             data_sha256: iris_fn::model::sha256_hex(CSV.as_bytes()),
-            rows: 150,
+            rows: rows.len(),
             alpha: 1.0,
             ..Training::default()
         },
         golden: vec![],
     };
     // As many as notebook 1 writes.
-    file.golden = flowers()
-        .step_by(10)
-        .map(|flower| GoldenRow {
-            features: flower.features(),
-            probabilities: file.probabilities(&flower.features()),
-        })
-        .collect();
-    file
+    let golden = |row: &Vec<f64>| GoldenRow { features: row.clone(), probabilities: file.probabilities(row) };
+    file.golden = rows.iter().step_by(10).map(golden).collect();
+    Ok((file, rows))
 }
 
-/// The 150 flowers of the data.
-pub fn flowers() -> impl Iterator<Item = Flower> {
-    CSV.lines().skip(1).map(|line| {
-        let mut numbers = line.split(',').map_while(|field| field.parse::<f64>().ok());
-        Flower::from(std::array::from_fn(|_| {
-            numbers.next().expect("a row has four numbers")
-        }))
-    })
+/// What the contenders are asked.
+pub struct Requests {
+    description: Description,
+    rows: Vec<Vec<f64>>,
 }
 
-fn to_object(flower: &Flower) -> Value {
-    FEATURE_NAMES
-        .iter()
-        .zip(flower.features())
-        .map(|(n, x)| ((*n).to_owned(), json!(x)))
-        .collect()
-}
+impl Requests {
+    pub fn new(model: &Model, rows: Vec<Vec<f64>>) -> Self {
+        Self { description: Description::of(model), rows }
+    }
 
-/// A request about one flower.
-pub fn single(flower: &Flower) -> Bytes {
-    let mut request = to_object(flower);
-    request["request_id"] = json!("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14");
-    request.to_string().into()
-}
+    /// The data's rows, again and again.
+    pub fn rows(&self, count: usize) -> impl Iterator<Item = &[f64]> {
+        self.rows.iter().map(Vec::as_slice).cycle().take(count)
+    }
 
-/// A request about `size` flowers.
-pub fn batch(size: usize) -> Bytes {
-    let all: Vec<Value> = flowers().map(|flower| to_object(&flower)).collect();
-    let flowers: Vec<&Value> = all.iter().cycle().take(size).collect();
-    json!({"request_id": "batch", "flowers": flowers})
-        .to_string()
-        .into()
+    /// A request about one row of the data, from 0.
+    pub fn single(&self, row: usize) -> Bytes {
+        let request = self.description.request("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14", &self.rows[row]);
+        request.to_string().into()
+    }
+
+    /// A request about `size` rows.
+    pub fn batch(&self, size: usize) -> Bytes {
+        self.description.batch("batch", self.rows(size)).to_string().into()
+    }
 }
 
 /// The bucket that the function reads its model from: in the local cloud, made for this run.

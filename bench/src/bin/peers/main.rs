@@ -16,10 +16,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use contenders::{EMPTY, ONNX, OURS, PLAIN, S3, SKLEARN, batch, contenders, flowers, single};
+use contenders::{EMPTY, ONNX, OURS, PLAIN, Requests, S3, SKLEARN, contenders, model_and_rows};
 use goals::{Case, Measures, Samples, cases, to_json};
 use iris_fn::Model;
-use iris_fn::predict::Flower;
 use runtime_api::{Container, Contender};
 use serde_json::{Value, json};
 
@@ -31,7 +30,7 @@ const COLD_ROUNDS_SLOW: usize = 7;
 const WARM_ROUNDS: usize = 80;
 const WARM_CALLS: usize = 50;
 const BATCH_100_CALLS: usize = 3;
-/// One call with 10,000 flowers every so many rounds.
+/// One call with 10,000 rows every so many rounds.
 const BATCH_10000_EVERY: usize = 5;
 /// Rounds before those, which do not count.
 const WARM_UP_ROUNDS: usize = 10;
@@ -60,7 +59,9 @@ async fn run() -> Result<bool> {
         "memory and CPU time are read from /proc, which only Linux has"
     );
     let machine = machine();
-    let model = Model::from_bytes(&contenders::model_file().to_bytes())?;
+    let (file, rows) = model_and_rows()?;
+    let model = Model::from_bytes(&file.to_bytes())?;
+    let requests = Requests::new(&model, rows);
     // For the round trip, which serves the same.
     fs::write(
         root.join("target/bench/model.json"),
@@ -68,7 +69,7 @@ async fn run() -> Result<bool> {
     )?;
     let s3 = S3::prepare(&model).await?;
     let contenders = contenders(&root, &s3)?;
-    let result = measure(&root, &contenders, &model, &s3).await;
+    let result = measure(&root, &contenders, &model, &requests, &s3).await;
     s3.clean_up().await?;
     let (measured, details) = result?;
 
@@ -108,6 +109,7 @@ async fn measure(
     root: &Path,
     contenders: &[Contender],
     model: &Model,
+    requests: &Requests,
     s3: &S3,
 ) -> Result<(BTreeMap<&'static str, Measures>, Value)> {
     let mut all: BTreeMap<&'static str, Measures> = BTreeMap::new();
@@ -122,12 +124,12 @@ async fn measure(
     let started = Instant::now();
     let step = |text: &str| println!("{:>6.1} s  {text}", started.elapsed().as_secs_f64());
 
-    step("all contenders answer the same 150 flowers");
+    step("all contenders give the data the same answers");
     for contender in contenders.iter().filter(|c| c.name != EMPTY) {
-        agree(contender, model).await?;
+        agree(contender, model, requests).await?;
     }
 
-    let first = single(&flowers().next().context("no data")?);
+    let first = requests.single(0);
     let mut init: BTreeMap<String, Samples> = BTreeMap::new();
     for round in 0..COLD_ROUNDS {
         if round % 5 == 0 {
@@ -162,7 +164,7 @@ async fn measure(
         add(contender.name, "init_cpu_ms", milliseconds(container.cpu()));
         containers.push((contender.name, container));
     }
-    let (hundred, ten_thousand) = (batch(100), batch(10_000));
+    let (hundred, ten_thousand) = (requests.batch(100), requests.batch(10_000));
     for round in 0..WARM_UP_ROUNDS + WARM_ROUNDS {
         let counts = round >= WARM_UP_ROUNDS;
         if round % 30 == 0 {
@@ -221,16 +223,11 @@ async fn measure(
         container.stop().await?;
     }
 
-    step("10,000 flowers without JSON");
-    let many: Vec<Flower> = flowers()
-        .collect::<Vec<_>>()
-        .into_iter()
-        .cycle()
-        .take(10_000)
-        .collect();
+    step("10,000 rows without JSON");
+    let many: Vec<&[f64]> = requests.rows(10_000).collect();
     for _ in 0..200 {
         let started = Instant::now();
-        let predictions: Vec<_> = many.iter().map(|flower| model.predict(flower)).collect();
+        let predictions: Vec<_> = many.iter().map(|row| model.predict(row)).collect();
         std::hint::black_box(&predictions);
         add(OURS, "arithmetic_us", started.elapsed().as_secs_f64() * 1e6);
     }
@@ -306,17 +303,17 @@ async fn measure(
 }
 
 /// Refuse a contender whose probabilities are not the model's.
-async fn agree(contender: &Contender, model: &Model) -> Result<()> {
+async fn agree(contender: &Contender, model: &Model, requests: &Requests) -> Result<()> {
     let mut container = Container::start(contender).await?;
-    for (row, flower) in flowers().enumerate() {
-        let (_, answer) = container.invoke(single(&flower)).await?;
+    for (n, row) in requests.rows(model.file().training.rows).enumerate() {
+        let (_, answer) = container.invoke(requests.single(n)).await?;
         let answer: Value = serde_json::from_slice(&answer)?;
-        let expected = model.predict(&flower);
+        let expected = model.predict(row);
         for (class, p) in model.file().classes.iter().zip(expected.probabilities) {
             let found = answer["probabilities"][class].as_f64();
             if !found.is_some_and(|found| (found - p).abs() <= 1e-4) {
                 bail!(
-                    "{}: flower {row}: P({class}) is {found:?}, expected {p}",
+                    "{}: row {n}: P({class}) is {found:?}, expected {p}",
                     contender.name
                 );
             }
