@@ -295,6 +295,7 @@ def steps(rustc: str) -> list[Step]:
             VENV / "bin/jupyter",
             python_tools,
             usual=(50, 0),
+            nice=0,
         ),
         Step("notebook library", library, LIBRARY, lambda: [cargo("--lib")], usual=(500, 346)),
         Step(

@@ -52,7 +52,7 @@ class Step:
     usual: tuple[float, int] = (5, 0)  # seconds of one core and crates, until this machine has measured them
     after: tuple[str, ...] = ()
     then: Callable[[], None] = lambda: None
-    nice: int = 10  # 0 for what takes longest and cannot use all cores: the others get what it leaves
+    nice: int = 4  # 0 for what takes longest and cannot use all cores: the others get less
     process: subprocess.Popen[bytes] | None = None
     queue: list[list[str | Path]] = field(default_factory=list)
     began: float = 0.0
