@@ -12,6 +12,8 @@ use aws_sdk_s3::types::{DeleteMarkerEntry, ObjectVersion};
 use clap::ValueEnum;
 use std::time::Duration;
 
+use crate::iot::Iot;
+
 /// `TARGET`: the same code, other endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Target {
@@ -245,8 +247,8 @@ impl Cloud {
     }
 
     /// A client for IoT's control plane.
-    pub fn iot(&self) -> aws_sdk_iot::Client {
-        aws_sdk_iot::Client::new(&self.config)
+    pub fn iot(&self) -> Iot<'_> {
+        Iot::new(self)
     }
 
     /// Ask before something that costs or deletes. The local cloud does neither to anybody else.

@@ -52,10 +52,7 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
     let iot = cloud.iot();
     for thing in &things {
         device::remove_certificates(&iot, thing).await?;
-        device::patiently(&format!("thing {thing}"), || {
-            iot.delete_thing().thing_name(thing).send()
-        })
-        .await?;
+        device::patiently(&format!("thing {thing}"), || iot.delete_thing(thing)).await?;
     }
     if let Some(objects) = objects {
         empty(cloud, objects).await?;
@@ -99,19 +96,11 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
 
 /// Names of the stack's things.
 pub async fn things(cloud: &Cloud) -> Result<Vec<String>> {
-    let mut pages = cloud
+    let things = cloud
         .iot()
-        .list_things()
-        .attribute_name(STACK_ATTRIBUTE)
-        .attribute_value(cloud.stack.to_string())
-        .into_paginator()
-        .items()
-        .send();
-    let mut names = Vec::new();
-    while let Some(thing) = pages.next().await {
-        names.extend(thing.context("could not list the devices")?.thing_name);
-    }
-    Ok(names)
+        .things(STACK_ATTRIBUTE, &cloud.stack.to_string())
+        .await;
+    things.context("could not list the devices")
 }
 
 /// Every object version and delete marker with its size; `None` when there is no bucket.

@@ -8,13 +8,12 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use aws_sdk_iot::Client;
-use aws_sdk_iot::error::ProvideErrorMetadata;
-use aws_sdk_iot::types::{AttributePayload, CertificateStatus};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cloud::{Cloud, Target};
+use crate::iot::Iot;
+use crate::rest::CallError;
 
 /// AWS IoT's own port of MQTT over TLS.
 const AWS_PORT: u16 = 8883;
@@ -23,6 +22,8 @@ const AWS_PORT: u16 = 8883;
 const AMAZON_ROOTS: &str = include_str!("../../iris_fn/src/aws/amazon-roots.pem");
 /// The local cloud listens here, and its certificate says so.
 const LOCAL_HOST: &str = "127.0.0.1";
+/// A certificate's status in which it may connect.
+const ACTIVE: &str = "ACTIVE";
 /// How long AWS may take to let go of a certificate.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The thing attribute by which `destroy` finds the stack's devices.
@@ -83,17 +84,9 @@ impl Broker {
                 ca,
             });
         }
-        let endpoint = cloud
-            .iot()
-            .describe_endpoint()
-            .endpoint_type("iot:Data-ATS")
-            .send()
-            .await
-            .context("could not ask for the account's IoT endpoint")?;
+        let host = cloud.iot().endpoint().await;
         Ok(Self {
-            host: endpoint
-                .endpoint_address
-                .context("the account has no IoT endpoint")?,
+            host: host.context("could not ask for the account's IoT endpoint")?,
             port: AWS_PORT,
             ca: AMAZON_ROOTS.to_owned(),
         })
@@ -146,10 +139,8 @@ async fn ensure(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> 
             dir.display()
         );
     }
-    let attributes = AttributePayload::builder()
-        .attributes(STACK_ATTRIBUTE, cloud.stack.to_string())
-        .build();
-    iot.create_thing().thing_name(client_id).attribute_payload(attributes).send().await.with_context(|| {
+    let attributes = json!({STACK_ATTRIBUTE: cloud.stack.to_string()});
+    iot.create_thing(client_id, attributes).await.with_context(|| {
         format!("could not create thing {client_id} (one with other attributes exists? `make destroy` removes it)")
     })?;
 
@@ -170,7 +161,7 @@ async fn ensure(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> 
 }
 
 /// Whether the certificate in `dir` is the thing's own and active.
-async fn holds_active_certificate(iot: &Client, thing: &str, dir: &Path) -> Result<bool> {
+async fn holds_active_certificate(iot: &Iot<'_>, thing: &str, dir: &Path) -> Result<bool> {
     let Ok(pem) = fs::read_to_string(dir.join("cert.pem")) else {
         return Ok(false);
     };
@@ -178,16 +169,10 @@ async fn holds_active_certificate(iot: &Client, thing: &str, dir: &Path) -> Resu
         return Ok(false);
     }
     for id in certificate_ids(iot, thing).await? {
-        let found = iot
-            .describe_certificate()
-            .certificate_id(&id)
-            .send()
-            .await
-            .with_context(|| format!("could not look at the certificate of {thing}"))?;
-        if let Some(c) = found.certificate_description()
-            && c.status() == Some(&CertificateStatus::Active)
-            && c.certificate_pem().is_some_and(|p| p.trim() == pem.trim())
-        {
+        let found = iot.certificate(&id).await;
+        let found =
+            found.with_context(|| format!("could not look at the certificate of {thing}"))?;
+        if found.status == ACTIVE && found.certificate_pem.trim() == pem.trim() {
             return Ok(true);
         }
     }
@@ -196,80 +181,41 @@ async fn holds_active_certificate(iot: &Client, thing: &str, dir: &Path) -> Resu
 
 /// A new certificate. It is attached to its thing first, so that `destroy` finds it, and made active
 /// last, when everything around it stands.
-async fn new_certificate(cloud: &Cloud, iot: &Client, thing: &str, dir: &Path) -> Result<()> {
+async fn new_certificate(cloud: &Cloud, iot: &Iot<'_>, thing: &str, dir: &Path) -> Result<()> {
     let made = iot
-        .create_keys_and_certificate()
-        .set_as_active(false)
-        .send()
+        .create_certificate()
         .await
         .context("could not make a certificate")?;
-    let missing = "the new certificate came without";
-    let key = made
-        .key_pair()
-        .and_then(|k| k.private_key())
-        .with_context(|| format!("{missing} its key"))?;
-    let pem = made
-        .certificate_pem()
-        .with_context(|| format!("{missing} its text"))?;
-    let arn = made
-        .certificate_arn()
-        .with_context(|| format!("{missing} its ARN"))?;
-    let id = made
-        .certificate_id()
-        .with_context(|| format!("{missing} its id"))?;
-
-    let attached = iot
-        .attach_thing_principal()
-        .thing_name(thing)
-        .principal(arn)
-        .send()
-        .await;
-    if let Err(e) = attached {
+    let (arn, id) = (&made.certificate_arn, &made.certificate_id);
+    if let Err(e) = iot.attach_to_thing(thing, arn).await {
         // Attached to nothing, nobody would ever find it again.
-        let deleted = iot.delete_certificate().certificate_id(id).send().await;
-        let left = deleted.map_or(format!("; certificate {id} is left over"), |_| {
+        let deleted = iot.delete_certificate(id).await;
+        let left = deleted.map_or(format!("; certificate {id} is left over"), |()| {
             String::new()
         });
-        return Err(e).with_context(|| {
-            format!("could not attach the certificate to thing {thing}{left}: try again")
-        });
+        return Err(e.context(format!(
+            "could not attach the certificate to thing {thing}{left}: try again"
+        )));
     }
-    write_private(&dir.join("key.pem"), key)?;
-    write_private(&dir.join("cert.pem"), pem)?;
-    iot.attach_policy()
-        .policy_name(cloud.device_policy())
-        .target(arn)
-        .send()
+    write_private(&dir.join("key.pem"), made.key_pair.private_key)?;
+    write_private(&dir.join("cert.pem"), made.certificate_pem)?;
+    let policy = cloud.device_policy();
+    iot.attach_policy(&policy, arn).await.with_context(|| {
+        format!("could not attach policy {policy} (is the stack deployed? `make deploy`)")
+    })?;
+    iot.set_status(id, ACTIVE)
         .await
-        .with_context(|| {
-            format!(
-                "could not attach policy {} (is the stack deployed? `make deploy`)",
-                cloud.device_policy()
-            )
-        })?;
-    iot.update_certificate()
-        .certificate_id(id)
-        .new_status(CertificateStatus::Active)
-        .send()
-        .await
-        .with_context(|| format!("could not activate the certificate of {thing}: try again"))?;
-    Ok(())
+        .with_context(|| format!("could not activate the certificate of {thing}: try again"))
 }
 
 /// Ids of the certificates attached to a thing.
-async fn certificate_ids(iot: &Client, thing: &str) -> Result<Vec<String>> {
-    let found = iot.list_thing_principals().thing_name(thing).send().await;
-    let found = found.with_context(|| format!("could not look at thing {thing}"))?;
-    Ok(found
-        .principals()
-        .iter()
-        .filter_map(|arn| arn.split_once(":cert/"))
-        .map(|(_, id)| id.to_owned())
-        .collect())
+async fn certificate_ids(iot: &Iot<'_>, thing: &str) -> Result<Vec<String>> {
+    let found = iot.certificates(thing).await;
+    found.with_context(|| format!("could not look at thing {thing}"))
 }
 
 /// Detach, deactivate and delete every certificate of a thing.
-pub async fn remove_certificates(iot: &Client, thing: &str) -> Result<()> {
+pub async fn remove_certificates(iot: &Iot<'_>, thing: &str) -> Result<()> {
     for id in certificate_ids(iot, thing).await? {
         remove_certificate(iot, thing, &id).await.with_context(|| {
             format!("could not remove the certificate of {thing}: run the same command again")
@@ -278,40 +224,17 @@ pub async fn remove_certificates(iot: &Client, thing: &str) -> Result<()> {
     Ok(())
 }
 
-async fn remove_certificate(iot: &Client, thing: &str, id: &str) -> Result<()> {
-    let found = iot.describe_certificate().certificate_id(id).send().await?;
-    let arn = found
-        .certificate_description()
-        .and_then(|c| c.certificate_arn())
-        .context("a certificate has no ARN")?;
-    for policy in iot
-        .list_attached_policies()
-        .target(arn)
-        .send()
-        .await?
-        .policies()
-    {
-        iot.detach_policy()
-            .policy_name(policy.policy_name().unwrap_or_default())
-            .target(arn)
-            .send()
-            .await?;
+async fn remove_certificate(iot: &Iot<'_>, thing: &str, id: &str) -> Result<()> {
+    let arn = &iot.certificate(id).await?.certificate_arn;
+    for policy in iot.policies(arn).await? {
+        iot.detach_policy(&policy, arn).await?;
     }
-    iot.detach_thing_principal()
-        .thing_name(thing)
-        .principal(arn)
-        .send()
-        .await?;
-    iot.update_certificate()
-        .certificate_id(id)
-        .new_status(CertificateStatus::Inactive)
-        .send()
-        .await?;
+    iot.detach_from_thing(thing, arn).await?;
+    iot.set_status(id, "INACTIVE").await?;
     patiently(&format!("the certificate of {thing}"), || {
-        iot.delete_certificate().certificate_id(id).send()
+        iot.delete_certificate(id)
     })
-    .await?;
-    Ok(())
+    .await
 }
 
 /// The local cloud's own certificate authority.
@@ -370,21 +293,21 @@ pub fn belongs(cloud: &Cloud, dir: &Path, port: Option<u16>) -> bool {
 }
 
 /// Whether AWS is still at work on the call before: each kind of thing says so in words of its own.
-fn is_busy(e: &impl ProvideErrorMetadata) -> bool {
-    match e.code() {
-        Some("DeleteConflictException" | "CertificateStateException") => true,
-        Some("InvalidRequestException") => {
-            e.message().is_some_and(|m| m.contains("still attached"))
-        }
+fn is_busy(e: &anyhow::Error) -> bool {
+    let Some(CallError::Refused { code, message, .. }) = e.downcast_ref() else {
+        return false;
+    };
+    match code.as_str() {
+        "DeleteConflictException" | "CertificateStateException" => true,
+        "InvalidRequestException" => message.contains("still attached"),
         _ => false,
     }
 }
 
 /// Call again while AWS is still at work on the call before: it detaches and deletes at its own pace.
-pub async fn patiently<T, E, F>(what: &str, call: impl Fn() -> F) -> Result<T>
+pub async fn patiently<F>(what: &str, call: impl Fn() -> F) -> Result<()>
 where
-    F: Future<Output = Result<T, E>>,
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    F: Future<Output = Result<()>>,
 {
     let started = Instant::now();
     loop {

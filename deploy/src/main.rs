@@ -14,9 +14,11 @@ mod dead_letters;
 mod destroy;
 mod device;
 mod function;
+mod iot;
 mod package;
 mod policy;
 mod release;
+mod rest;
 mod stack;
 mod status;
 

@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cloud::{Cloud, Target};
 use crate::function::{LIVE, PUBLISH_ONE, configuration, current_model};
+use crate::rest::{Call, Service};
 use crate::{destroy, stack};
 
 /// Print what stands in the cloud, and the next step where something is missing.
@@ -105,7 +106,7 @@ pub async fn logs(
     request_id: Option<&str>,
 ) -> Result<()> {
     let group = format!("/aws/lambda/{}", cloud.function());
-    let client = aws_sdk_cloudwatchlogs::Client::new(&cloud.config);
+    let service = Service::new(cloud, "logs");
     let milliseconds = |time: SystemTime| -> Result<i64> {
         let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH)?;
         Ok(i64::try_from(since_1970.as_millis())?)
@@ -115,33 +116,44 @@ pub async fn logs(
     let mut seen = HashSet::new();
     loop {
         let next = milliseconds(SystemTime::now() - LATE)?;
-        let mut pages = client
-            .filter_log_events()
-            .log_group_name(&group)
-            .start_time(since)
+        let mut wanted = json!({"logGroupName": group, "startTime": since});
+        if let Some(id) = request_id {
             // A quoted text is looked for anywhere in the line.
-            .set_filter_pattern(request_id.map(|id| format!("{id:?}")))
-            .into_paginator()
-            .send();
-        while let Some(page) = pages.next().await {
-            let page = page.with_context(|| {
+            wanted["filterPattern"] = json!(format!("{id:?}"));
+        }
+        loop {
+            let call =
+                Call::new("POST", "/").header("x-amz-target", "Logs_20140328.FilterLogEvents");
+            let call = call
+                .header("content-type", "application/x-amz-json-1.1")
+                .body(wanted.clone());
+            let page = service.call(&call).await.with_context(|| {
                 format!("could not read {group} (is the stack deployed? `make status` tells)")
             })?;
-            for event in page.events() {
-                let message = event.message().unwrap_or_default().trim_end();
+            for event in page["events"].as_array().into_iter().flatten() {
+                let message = event["message"].as_str().unwrap_or_default().trim_end();
                 if !is_about(message, request_id) {
                     continue;
                 }
                 // The local cloud gives its events no id.
-                let id = event.event_id().map(str::to_owned).unwrap_or_else(|| {
-                    let (stream, time) = (event.log_stream_name(), event.timestamp());
-                    format!("{stream:?} {time:?} {message}")
-                });
+                let id = event["eventId"]
+                    .as_str()
+                    .map(str::to_owned)
+                    .unwrap_or_else(|| {
+                        format!(
+                            "{} {} {message}",
+                            event["logStreamName"], event["timestamp"]
+                        )
+                    });
                 if seen.insert(id) {
-                    let time = DateTime::from_millis(event.timestamp().unwrap_or(0))
+                    let time = DateTime::from_millis(event["timestamp"].as_i64().unwrap_or(0))
                         .fmt(DateTimeFormat::DateTime)?;
                     println!("{time}  {}", readable(message));
                 }
+            }
+            match page["nextToken"].as_str() {
+                Some(token) => wanted["nextToken"] = json!(token),
+                None => break,
             }
         }
         if !follow {

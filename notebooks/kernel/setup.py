@@ -17,6 +17,7 @@ if __name__ == "__main__":  # until `main`: a Ctrl-C during the imports prints n
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -99,6 +100,7 @@ def python_tools() -> list[list[str | Path]]:
     return [[base, "-m", "venv", "--clear", VENV], [*install, "-r", HERE / "requirements.txt"]]
 
 
+@functools.cache
 def rust_flags() -> list[str]:
     """What all builds for the laptop have in common, so that they share every crate."""
     libdir = subprocess.run(["rustc", "--print", "target-libdir"], capture_output=True, text=True, check=True).stdout
@@ -293,6 +295,7 @@ def steps(rustc: str) -> list[Step]:
             VENV / "bin/jupyter",
             python_tools,
             usual=(50, 0),
+            nice=0,
         ),
         Step("notebook library", library, LIBRARY, lambda: [cargo("--lib")], usual=(500, 346)),
         Step(
@@ -301,6 +304,7 @@ def steps(rustc: str) -> list[Step]:
             LINK,
             lambda: [[sys.executable, __file__, "--kernel"]],
             usual=(800, 253),
+            nice=0,
             after=("Python tools",) if there else (),
         ),
         Step(

@@ -31,18 +31,14 @@ class SetupError(Exception):
 
 
 class Jobserver:
-    """GNU make's protocol: Cargo and rustc take a token from a pipe for each job beyond their first, so that builds
-    that run side by side start no more jobs than there are cores."""
+    """GNU make's protocol: Cargo and rustc take a token from a pipe for each job beyond their first. A few more jobs
+    than there are cores, because those of a build that can wait are run at a low priority."""
 
     def __init__(self) -> None:
-        self.cores, self.tokens, (self.read, self.write) = os.cpu_count() or 1, 0, os.pipe()
+        self.cores, (self.read, self.write) = os.cpu_count() or 1, os.pipe()
+        os.write(self.write, b"+" * self.cores)
         pipe = f"{self.read},{self.write}"
         self.environment = {"CARGO_MAKEFLAGS": f"-j --jobserver-fds={pipe} --jobserver-auth={pipe}"}
-
-    def balance(self, builds: int) -> None:
-        """With so many builds, each of which has one job without a token, hand out what is left of the cores."""
-        if builds and (spare := self.cores - builds - self.tokens) > 0:
-            self.tokens += os.write(self.write, b"+" * spare)
 
 
 @dataclass
@@ -56,6 +52,7 @@ class Step:
     usual: tuple[float, int] = (5, 0)  # seconds of one core and crates, until this machine has measured them
     after: tuple[str, ...] = ()
     then: Callable[[], None] = lambda: None
+    nice: int = 4  # 0 for what takes longest and cannot use all cores: the others get less
     process: subprocess.Popen[bytes] | None = None
     queue: list[list[str | Path]] = field(default_factory=list)
     began: float = 0.0
@@ -112,7 +109,6 @@ class Run:
                     self.say(f"setup: {step.name} …")
                 for step in list(self.active):
                     self.advance(step)
-                self.jobserver.balance(len(self.active))
                 self.progress()
                 time.sleep(0.1)
         finally:
@@ -132,8 +128,10 @@ class Run:
             with step.log.open("ab") as log:
                 step.process = subprocess.Popen(
                     list(map(str, step.queue.pop(0))), cwd=ROOT, env=os.environ | self.jobserver.environment,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     pass_fds=(self.jobserver.read, self.jobserver.write),
+                    # A group of its own, to be ended as a whole. Not a session: Linux shares cores among these first.
+                    preexec_fn=lambda: (os.setpgid(0, 0), os.nice(step.nice)),
                 )  # fmt: skip
             return
         step.then()
