@@ -213,7 +213,10 @@ impl Client {
     /// [`DescribeError`]: no answer, a refusal, or an answer of another kind.
     pub async fn describe(&self) -> Result<Description, DescribeError> {
         let id = format!("describe-{:08x}", fastrand::u32(..));
-        match self.ask(&json!({"request_id": id, "describe": true})).await? {
+        match self
+            .ask(&json!({"request_id": id, "describe": true}))
+            .await?
+        {
             Reply::Answer(answer) => {
                 serde_json::from_value(answer).map_err(|e| DescribeError::Unreadable(e.to_string()))
             }

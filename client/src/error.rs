@@ -105,7 +105,9 @@ pub enum DescribeError {
         message: String,
     },
     /// An answer of another kind: the function is older than this client.
-    #[error("the function's description of its model cannot be read: {0}; `make deploy` renews the function")]
+    #[error(
+        "the function's description of its model cannot be read: {0}; `make deploy` renews the function"
+    )]
     Unreadable(String),
 }
 

@@ -85,7 +85,11 @@ impl Predict {
         };
         let client = Arc::new(Client::connect(&device, settings).await?);
 
-        let model = if self.requests.is_none() { Some(client.describe().await?) } else { None };
+        let model = if self.requests.is_none() {
+            Some(client.describe().await?)
+        } else {
+            None
+        };
         let mut questions = self.questions(model.as_ref())?;
         let mut summary = Summary::new(self.json, model);
         let mut tick = self
@@ -130,7 +134,10 @@ impl Predict {
     }
 
     /// The questions, as they are read; in a thread of their own, since standard input blocks.
-    fn questions(&self, model: Option<&Description>) -> Result<mpsc::Receiver<Result<Question, String>>> {
+    fn questions(
+        &self,
+        model: Option<&Description>,
+    ) -> Result<mpsc::Receiver<Result<Question, String>>> {
         let (to, questions) = mpsc::channel(1);
         let run = format!("{:08x}", fastrand::u32(..));
         if let (Some(path), Some(model)) = (self.csv.as_deref(), model.cloned()) {
@@ -144,7 +151,11 @@ impl Predict {
                     let question = row.map_err(|e| e.to_string()).map(|row| {
                         let id = format!("{run}-{}", n + 1);
                         let text = model.request(&id, &row.values).to_string();
-                        Question { id, text, truth: row.label }
+                        Question {
+                            id,
+                            text,
+                            truth: row.label,
+                        }
                     });
                     if to.blocking_send(question).is_err() {
                         return;
@@ -165,17 +176,30 @@ impl Predict {
                 }
             });
         } else if let Some(model) = model {
-            let names: Vec<&str> = model.features.iter().map(|feature| &*feature.name).collect();
+            let names: Vec<&str> = model
+                .features
+                .iter()
+                .map(|feature| &*feature.name)
+                .collect();
             ensure!(
                 self.row.len() == names.len(),
                 "which row? The model asks for {}, in this order: make predict ROW='{}', or CSV=file.csv, or CSV=- for \
                  standard input{}",
                 names.join(", "),
                 example(model),
-                if self.row.is_empty() { String::new() } else { format!(" (ROW has {} values)", self.row.len()) },
+                if self.row.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (ROW has {} values)", self.row.len())
+                },
             );
             let text = model.request(&run, &self.row).to_string();
-            to.try_send(Ok(Question { id: run, text, truth: None })).ok();
+            to.try_send(Ok(Question {
+                id: run,
+                text,
+                truth: None,
+            }))
+            .ok();
         }
         Ok(questions)
     }
@@ -183,7 +207,10 @@ impl Predict {
 
 /// A row in the middle of what training saw.
 fn example(model: &Description) -> String {
-    let middle = model.features.iter().map(|feature| ((feature.min + feature.max) * 5.0).round() / 10.0);
+    let middle = model
+        .features
+        .iter()
+        .map(|feature| ((feature.min + feature.max) * 5.0).round() / 10.0);
     middle.map(|x| x.to_string()).collect::<Vec<_>>().join(" ")
 }
 
@@ -286,7 +313,8 @@ impl Summary {
             Ok(_) => self.latency.record(took),
             Err(_) => self.failed += 1,
         }
-        if let (Some(truth), Ok(Reply::Answer(answer)), Some(model)) = (truth, &reply, &self.model) {
+        if let (Some(truth), Ok(Reply::Answer(answer)), Some(model)) = (truth, &reply, &self.model)
+        {
             if model.classes.contains(&truth) {
                 self.known += 1;
                 self.correct += u64::from(answer[&model.target] == *truth);
@@ -309,7 +337,9 @@ impl Summary {
             return;
         }
         match reply {
-            Ok(Reply::Answer(answer)) => println!("{id}  {}  {ms:.1} ms", told(self.model.as_ref(), &answer)),
+            Ok(Reply::Answer(answer)) => {
+                println!("{id}  {}  {ms:.1} ms", told(self.model.as_ref(), &answer))
+            }
             Ok(Reply::Refusal(error)) => println!(
                 "{id}  refused: {} ({})  {ms:.1} ms",
                 error["message"].as_str().unwrap_or_default(),
@@ -351,7 +381,11 @@ impl Summary {
             println!("correct: {} of {}", self.correct, self.known);
         }
         if let (Some(model), false) = (&self.model, self.strange.is_empty()) {
-            let labels: Vec<_> = self.strange.iter().map(|(label, n)| format!("{label:?} ({n})")).collect();
+            let labels: Vec<_> = self
+                .strange
+                .iter()
+                .map(|(label, n)| format!("{label:?} ({n})"))
+                .collect();
             println!(
                 "not compared: {} as `{}`; the model's classes are {}",
                 labels.join(", "),
@@ -384,7 +418,9 @@ fn told(model: Option<&Description>, answer: &Value) -> String {
             None => label(prediction),
         };
         let label = label.unwrap_or("?");
-        let probability = prediction["probabilities"][label].as_f64().unwrap_or_default();
+        let probability = prediction["probabilities"][label]
+            .as_f64()
+            .unwrap_or_default();
         let far = if prediction["in_distribution"] == false {
             ", outside of the training data"
         } else {
@@ -422,6 +458,9 @@ mod tests {
     fn an_answer_to_a_ready_made_request_is_told_by_its_own_classes() {
         let answer = json!({"request_id": "pear", "fruit": "apple", "probabilities": {"apple": 0.75, "pear": 0.25},
                             "in_distribution": false, "model": "m"});
-        assert_eq!(told(None, &answer), "apple       0.750, outside of the training data");
+        assert_eq!(
+            told(None, &answer),
+            "apple       0.750, outside of the training data"
+        );
     }
 }

@@ -140,8 +140,8 @@ impl Questions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use proptest::prelude::*;
+    use serde_json::json;
 
     fn answer(id: &str) -> Vec<u8> {
         json!({"request_id": id, "kind": "a"})

@@ -67,7 +67,11 @@ struct Held {
 impl<S: ModelStore> CurrentModel<S> {
     /// No model yet.
     pub fn new(store: S, ttl: Duration) -> Self {
-        Self { store, ttl, held: Mutex::new(None) }
+        Self {
+            store,
+            ttl,
+            held: Mutex::new(None),
+        }
     }
 
     /// The model to answer with: the one in memory, or the store's where there is none yet.
@@ -79,7 +83,9 @@ impl<S: ModelStore> CurrentModel<S> {
             self.refresh().await?;
         }
         let held = self.held();
-        let held = held.as_ref().expect("a store that is asked without a tag gives a model or an error");
+        let held = held
+            .as_ref()
+            .expect("a store that is asked without a tag gives a model or an error");
         Ok(Arc::clone(&held.model))
     }
 
@@ -93,7 +99,10 @@ impl<S: ModelStore> CurrentModel<S> {
         match tokio::time::timeout(REFRESH_TIMEOUT, self.refresh()).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::error!(error = details(&e), "the last good model stays in use"),
-            Err(_) => tracing::error!(error = "the store is slow", "the last good model stays in use"),
+            Err(_) => tracing::error!(
+                error = "the store is slow",
+                "the last good model stays in use"
+            ),
         }
     }
 
@@ -101,13 +110,19 @@ impl<S: ModelStore> CurrentModel<S> {
     async fn refresh(&self) -> Result<(), StoreError> {
         let known = self.held().as_ref().and_then(|held| held.etag.clone());
         if let Some(Loaded { model, etag }) = self.store.current(known.as_deref()).await? {
-            *self.held() = Some(Held { model: Arc::new(model), etag, checked: Instant::now() });
+            *self.held() = Some(Held {
+                model: Arc::new(model),
+                etag,
+                checked: Instant::now(),
+            });
         }
         Ok(())
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        self.held.lock().expect("nothing panics while it holds this lock")
+        self.held
+            .lock()
+            .expect("nothing panics while it holds this lock")
     }
 
     /// Where models come from.

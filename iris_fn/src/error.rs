@@ -106,7 +106,9 @@ pub enum ModelError {
         expected: usize,
     },
     /// Some accepted row would have no finite answer.
-    #[error("class {class}: an accepted row could overflow, its weights or the bounds are too large")]
+    #[error(
+        "class {class}: an accepted row could overflow, its weights or the bounds are too large"
+    )]
     Overflow {
         /// The class whose logit overflows.
         class: String,

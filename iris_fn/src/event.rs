@@ -38,9 +38,14 @@ impl<'a> Event<'a> {
     pub fn read(event: &'a RawValue) -> Result<Self, base64::DecodeError> {
         Ok(match serde_json::from_str(event.get()) {
             Ok(Envelope { warmup: true, .. }) => Self::Warmup,
-            Ok(Envelope { payload: Some(payload), client_id: Some(client_id), .. }) => {
-                Self::FromRule { payload: BASE64.decode(payload)?, client_id }
-            }
+            Ok(Envelope {
+                payload: Some(payload),
+                client_id: Some(client_id),
+                ..
+            }) => Self::FromRule {
+                payload: BASE64.decode(payload)?,
+                client_id,
+            },
             _ => Self::Direct(event.get().as_bytes()),
         })
     }

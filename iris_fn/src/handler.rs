@@ -90,7 +90,13 @@ struct Call {
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
     /// A handler that answers to `<stack>/response/<client_id>` and hands the line about each call to `log`.
     pub fn new(model: CurrentModel<S>, publisher: P, stack: String, log: fn(Line)) -> Self {
-        Self { model, publisher, stack, log, invoked: AtomicBool::new(false) }
+        Self {
+            model,
+            publisher,
+            stack,
+            log,
+            invoked: AtomicBool::new(false),
+        }
     }
 
     /// Answer one event. Gives back the reply as JSON; an answer that cannot be published is given up shortly before
@@ -107,7 +113,8 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         event: &RawValue,
         deadline: SystemTime,
     ) -> Result<Box<RawValue>, HandlerError> {
-        let (reply, ()) = tokio::join!(self.reply(event, deadline), self.model.refresh_when_stale());
+        let (reply, ()) =
+            tokio::join!(self.reply(event, deadline), self.model.refresh_when_stale());
         reply
     }
 
@@ -117,20 +124,34 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         deadline: SystemTime,
     ) -> Result<Box<RawValue>, HandlerError> {
         let cold_start = !self.invoked.swap(true, Ordering::Relaxed);
-        let call = Call { started: Instant::now(), cold_start, max: usize::MAX };
+        let call = Call {
+            started: Instant::now(),
+            cold_start,
+            max: usize::MAX,
+        };
         match Event::read(event)? {
-            Event::Warmup => Ok(to_json(&Warm { warm: true, cold_start })),
+            Event::Warmup => Ok(to_json(&Warm {
+                warm: true,
+                cold_start,
+            })),
             Event::Direct(request) => {
                 let (reply, line) = self.answer(request, call).await;
                 (self.log)(line);
                 Ok(reply)
             }
             Event::FromRule { payload, client_id } => {
-                let call = Call { max: MAX_PAYLOAD, ..call };
+                let call = Call {
+                    max: MAX_PAYLOAD,
+                    ..call
+                };
                 let (reply, line) = self.answer(&payload, call).await;
                 let topic = format!("{}/response/{client_id}", self.stack);
                 let result = self.publish(topic, &reply, deadline).await;
-                (self.log)(if result.is_ok() { line } else { line.undelivered() });
+                (self.log)(if result.is_ok() {
+                    line
+                } else {
+                    line.undelivered()
+                });
                 result.map(|()| reply)
             }
         }
@@ -147,12 +168,18 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
             }
         };
         let (request_id, question) = match Request::from_bytes(bytes, model.file()) {
-            Ok(Request { request_id, question }) => (request_id, question),
+            Ok(Request {
+                request_id,
+                question,
+            }) => (request_id, question),
             Err(Refused { request_id, error }) => return self.refuse(request_id, &error),
         };
         let (result, rows) = match &question {
             Question::Describe => {
-                let reply = Reply::Description { request_id, description: Description::of(&model) };
+                let reply = Reply::Description {
+                    request_id,
+                    description: Description::of(&model),
+                };
                 return (to_json(&reply), reply.line(&self.stack));
             }
             Question::One(row) => (Predictions::One(model.predict(row)), 1),
@@ -161,14 +188,28 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                 (Predictions::Batch { predictions }, rows.len())
             }
         };
-        let handler_us = call.started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        let handler_us = call
+            .started
+            .elapsed()
+            .as_micros()
+            .try_into()
+            .unwrap_or(u64::MAX);
         let (model, cold_start) = (model.sha256(), call.cold_start);
-        let reply = Reply::Answer { request_id: request_id.clone(), result, model, cold_start, handler_us };
+        let reply = Reply::Answer {
+            request_id: request_id.clone(),
+            result,
+            model,
+            cold_start,
+            handler_us,
+        };
         let json = to_json(&reply);
         if json.get().len() > call.max {
             // Refused with the number that would fit. Rows differ in length by the digits of their probabilities.
             let max = rows * call.max / json.get().len() * 9 / 10;
-            return self.refuse(Value::String(request_id), &RequestError::TooManyInstances { found: rows, max });
+            return self.refuse(
+                Value::String(request_id),
+                &RequestError::TooManyInstances { found: rows, max },
+            );
         }
         (json, reply.line(&self.stack))
     }
@@ -178,13 +219,21 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         (to_json(&refusal), refusal.line(&self.stack))
     }
 
-    async fn publish(&self, topic: String, reply: &RawValue, deadline: SystemTime) -> Result<(), HandlerError> {
+    async fn publish(
+        &self,
+        topic: String,
+        reply: &RawValue,
+        deadline: SystemTime,
+    ) -> Result<(), HandlerError> {
         let left = deadline.duration_since(SystemTime::now());
         let time = left.unwrap_or_default().saturating_sub(TIME_TO_REPORT);
         let sent = self.publisher.publish(&topic, reply.get().into());
         match tokio::time::timeout(time, sent).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(HandlerError::Publish { topic, source: e.into() }),
+            Ok(Err(e)) => Err(HandlerError::Publish {
+                topic,
+                source: e.into(),
+            }),
             Err(_) => Err(HandlerError::Late { topic }),
         }
     }

@@ -140,7 +140,11 @@ impl<'a> Directive<'a> {
         let by_code = line.fields.iter().any(|(name, _)| *name == "code");
         let directives = |metrics| Directives {
             namespace: NAMESPACE,
-            dimensions: if by_code { &[&["stack"], &["stack", "code"]] } else { &[&["stack"]] },
+            dimensions: if by_code {
+                &[&["stack"], &["stack", "code"]]
+            } else {
+                &[&["stack"]]
+            },
             metrics,
         };
         Self {

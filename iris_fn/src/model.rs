@@ -167,6 +167,8 @@ impl ModelFile {
             check_name(what, name)?;
             let why = if RESERVED.contains(&name.as_str()) {
                 "is reserved: requests and answers have a field of that name"
+            } else if what == "feature" && *name == self.target {
+                "is also that of the target"
             } else if !seen.insert(name) {
                 "appears twice"
             } else {
@@ -186,16 +188,35 @@ impl ModelFile {
 
     fn check_bounds(&self) -> Result<(), ModelError> {
         for feature in &self.features {
-            let Feature { min, max, accept: [low, high], .. } = *feature;
+            let Feature {
+                min,
+                max,
+                accept: [low, high],
+                ..
+            } = *feature;
             let name = || feature.name.clone();
             if min > max {
-                return Err(ModelError::Range { name: name(), min, max });
+                return Err(ModelError::Range {
+                    name: name(),
+                    min,
+                    max,
+                });
             }
             if low > high {
-                return Err(ModelError::Accept { name: name(), low, high });
+                return Err(ModelError::Accept {
+                    name: name(),
+                    low,
+                    high,
+                });
             }
             if low > min || high < max {
-                return Err(ModelError::AcceptTooNarrow { name: name(), min, max, low, high });
+                return Err(ModelError::AcceptTooNarrow {
+                    name: name(),
+                    min,
+                    max,
+                    low,
+                    high,
+                });
             }
         }
         Ok(())
@@ -203,27 +224,59 @@ impl ModelFile {
 
     fn check_shapes(&self) -> Result<(), ModelError> {
         let (features, classes) = (self.features.len(), self.classes.len());
-        shape("weights", "one row for each class", self.weights.len(), classes)?;
-        shape("intercepts", "one for each class", self.intercepts.len(), classes)?;
+        shape(
+            "weights",
+            "one row for each class",
+            self.weights.len(),
+            classes,
+        )?;
+        shape(
+            "intercepts",
+            "one for each class",
+            self.intercepts.len(),
+            classes,
+        )?;
         for (class, row) in self.classes.iter().zip(&self.weights) {
-            shape(format!("weights of class {class}"), "one for each feature", row.len(), features)?;
+            shape(
+                format!("weights of class {class}"),
+                "one for each feature",
+                row.len(),
+                features,
+            )?;
         }
         for (n, row) in self.golden.iter().enumerate() {
-            shape(format!("features of golden row {n}"), "one for each feature", row.features.len(), features)?;
-            shape(format!("probabilities of golden row {n}"), "one for each class", row.probabilities.len(), classes)?;
+            shape(
+                format!("features of golden row {n}"),
+                "one for each feature",
+                row.features.len(),
+                features,
+            )?;
+            shape(
+                format!("probabilities of golden row {n}"),
+                "one for each class",
+                row.probabilities.len(),
+                classes,
+            )?;
         }
         Ok(())
     }
 
     /// Whether any accepted row could have a logit that is not finite.
     fn check_overflow(&self) -> Result<(), ModelError> {
-        for ((class, row), intercept) in self.classes.iter().zip(&self.weights).zip(&self.intercepts) {
-            let largest = row.iter().zip(&self.features).fold(intercept.abs(), |sum, (w, feature)| {
-                let [low, high] = feature.accept;
-                sum + w.abs() * low.abs().max(high.abs())
-            });
+        for ((class, row), intercept) in
+            self.classes.iter().zip(&self.weights).zip(&self.intercepts)
+        {
+            let largest =
+                row.iter()
+                    .zip(&self.features)
+                    .fold(intercept.abs(), |sum, (w, feature)| {
+                        let [low, high] = feature.accept;
+                        sum + w.abs() * low.abs().max(high.abs())
+                    });
             if !largest.is_finite() {
-                return Err(ModelError::Overflow { class: class.clone() });
+                return Err(ModelError::Overflow {
+                    class: class.clone(),
+                });
             }
         }
         Ok(())
@@ -241,10 +294,17 @@ impl ModelFile {
                 }
             }
             let found = self.probabilities(&golden.features);
-            for ((class, found), expected) in self.classes.iter().zip(found).zip(&golden.probabilities) {
+            for ((class, found), expected) in
+                self.classes.iter().zip(found).zip(&golden.probabilities)
+            {
                 if (found - expected).abs() > GOLDEN_TOLERANCE {
                     let (class, expected) = (class.clone(), *expected);
-                    return Err(ModelError::Golden { row, class, expected, found });
+                    return Err(ModelError::Golden {
+                        row,
+                        class,
+                        expected,
+                        found,
+                    });
                 }
             }
         }
@@ -268,14 +328,29 @@ fn count(what: &'static str, found: usize, (min, max): (usize, usize)) -> Result
     if (min..=max).contains(&found) {
         return Ok(());
     }
-    Err(ModelError::Count { what, found, min, max })
+    Err(ModelError::Count {
+        what,
+        found,
+        min,
+        max,
+    })
 }
 
-fn shape(what: impl Into<String>, wanted: &'static str, found: usize, expected: usize) -> Result<(), ModelError> {
+fn shape(
+    what: impl Into<String>,
+    wanted: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), ModelError> {
     if found == expected {
         return Ok(());
     }
-    Err(ModelError::Shape { what: what.into(), wanted, found, expected })
+    Err(ModelError::Shape {
+        what: what.into(),
+        wanted,
+        found,
+        expected,
+    })
 }
 
 fn check_name(what: &'static str, name: &str) -> Result<(), ModelError> {

@@ -76,7 +76,11 @@ impl ModelFile {
             let products = weights.iter().zip(row).map(|(w, x)| w * x);
             products.fold(*intercept, |z, product| z + product)
         };
-        self.weights.iter().zip(&self.intercepts).map(logit).collect()
+        self.weights
+            .iter()
+            .zip(&self.intercepts)
+            .map(logit)
+            .collect()
     }
 
     /// P(class | row), in the order of `classes`.

@@ -69,14 +69,28 @@ pub struct Description {
 impl Description {
     /// Of this model.
     pub fn of(model: &Model) -> Self {
-        let ModelFile { target, features, classes, .. } = model.file().clone();
-        Self { target, features, classes, model: model.sha256().to_owned() }
+        let ModelFile {
+            target,
+            features,
+            classes,
+            ..
+        } = model.file().clone();
+        Self {
+            target,
+            features,
+            classes,
+            model: model.sha256().to_owned(),
+        }
     }
 
     /// A row as the fields of a request or of an instance in it. JSON knows no NaN and no infinity: they become `null`,
     /// and are refused.
     pub fn instance(&self, row: &[f64]) -> Value {
-        self.features.iter().zip(row).map(|(feature, x)| (feature.name.clone(), Value::from(*x))).collect()
+        self.features
+            .iter()
+            .zip(row)
+            .map(|(feature, x)| (feature.name.clone(), Value::from(*x)))
+            .collect()
     }
 
     /// A request about one row.
@@ -117,41 +131,81 @@ pub struct Refusal {
 
 /// A reply as JSON.
 pub fn to_json(reply: &impl Serialize) -> Box<RawValue> {
-    serde_json::value::to_raw_value(reply).expect("strings, numbers and lists always serialize as JSON")
+    serde_json::value::to_raw_value(reply)
+        .expect("strings, numbers and lists always serialize as JSON")
 }
 
 impl Reply<'_> {
     /// To a bad request.
     pub fn refuse(request_id: Value, error: &RequestError) -> Self {
-        let error = Refusal { code: error.code(), message: error.to_string() };
+        let error = Refusal {
+            code: error.code(),
+            message: error.to_string(),
+        };
         Self::Refusal { request_id, error }
     }
 
     /// One line per call: which request and how it went, never what was sent.
     pub fn line(self, stack: &str) -> Line {
         let (level, message, fields, metrics) = match self {
-            Self::Answer { request_id, result, model, cold_start, handler_us } => {
+            Self::Answer {
+                request_id,
+                result,
+                model,
+                cold_start,
+                handler_us,
+            } => {
                 let mut metrics = result.by_class();
-                metrics.push(Metric { name: "handler_us".into(), unit: "Microseconds", value: handler_us });
+                metrics.push(Metric {
+                    name: "handler_us".into(),
+                    unit: "Microseconds",
+                    value: handler_us,
+                });
                 if cold_start {
                     metrics.push(Metric::count("cold_starts", 1));
                 }
-                ("INFO", "answered", vec![("request_id", request_id), ("model", model.to_owned())], metrics)
+                (
+                    "INFO",
+                    "answered",
+                    vec![("request_id", request_id), ("model", model.to_owned())],
+                    metrics,
+                )
             }
-            Self::Description { request_id, description } => {
-                ("INFO", "described", vec![("request_id", request_id), ("model", description.model)], Vec::new())
-            }
+            Self::Description {
+                request_id,
+                description,
+            } => (
+                "INFO",
+                "described",
+                vec![("request_id", request_id), ("model", description.model)],
+                Vec::new(),
+            ),
             Self::Refusal { request_id, error } => {
                 let id = match request_id {
                     Value::String(id) => id,
                     Value::Null => String::new(),
                     other => other.to_string(),
                 };
-                let fields = vec![("request_id", id), ("code", error.code.to_owned()), ("reason", error.message)];
-                ("WARN", "refused", fields, vec![Metric::count("refusals", 1)])
+                let fields = vec![
+                    ("request_id", id),
+                    ("code", error.code.to_owned()),
+                    ("reason", error.message),
+                ];
+                (
+                    "WARN",
+                    "refused",
+                    fields,
+                    vec![Metric::count("refusals", 1)],
+                )
             }
         };
-        Line { level, message, fields, stack: stack.to_owned(), metrics }
+        Line {
+            level,
+            message,
+            fields,
+            stack: stack.to_owned(),
+            metrics,
+        }
     }
 }
 
@@ -166,6 +220,9 @@ impl Predictions<'_> {
         for prediction in predictions {
             *counts.entry(prediction.label()).or_insert(0) += 1;
         }
-        counts.into_iter().map(|(class, count)| Metric::count(format!("predictions_{class}"), count)).collect()
+        counts
+            .into_iter()
+            .map(|(class, count)| Metric::count(format!("predictions_{class}"), count))
+            .collect()
     }
 }

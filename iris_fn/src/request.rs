@@ -53,23 +53,37 @@ impl Request {
     /// # Errors
     /// [`Refused`] with the first thing that is wrong. Never panics, whatever the bytes.
     pub fn from_bytes(bytes: &[u8], model: &ModelFile) -> Result<Self, Refused> {
-        read(bytes, model).map_err(|error| Refused { request_id: find_request_id(bytes), error })
+        read(bytes, model).map_err(|error| Refused {
+            request_id: find_request_id(bytes),
+            error,
+        })
     }
 }
 
 fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
     let text = std::str::from_utf8(bytes).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
     if text.starts_with(BOM) {
-        return Err(malformed("the text begins with a byte order mark: send UTF-8 without one"));
+        return Err(malformed(
+            "the text begins with a byte order mark: send UTF-8 without one",
+        ));
     }
-    let fields = Fields::read(text, model)?;
+    let fields = Fields::read(text, model, None)?;
     let request_id = request_id(fields.request_id)?;
     let question = match (describe(fields.describe)?, fields.instances) {
         (true, None) => Question::Describe,
-        (true, Some(_)) => return Err(malformed("`describe` and `instances` in one request: ask for one of them")),
+        (true, Some(_)) => {
+            return Err(malformed(
+                "`describe` and `instances` in one request: ask for one of them",
+            ));
+        }
         (false, None) => Question::One(fields.row(model, None)?),
         (false, Some(instances)) => {
-            if let Some((feature, _)) = model.features.iter().zip(&fields.values).find(|(_, value)| value.is_some()) {
+            if let Some((feature, _)) = model
+                .features
+                .iter()
+                .zip(&fields.values)
+                .find(|(_, value)| value.is_some())
+            {
                 let name = &feature.name;
                 return Err(malformed(format!(
                     "`instances` and `{name}` in one request: ask for one row or for a list of them"
@@ -78,24 +92,40 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
             Question::Batch(batch(instances, model)?)
         }
     };
-    Ok(Request { request_id, question })
+    Ok(Request {
+        request_id,
+        question,
+    })
 }
 
 fn request_id(json: Option<&RawValue>) -> Result<String, RequestError> {
-    let json = json.ok_or(RequestError::MissingField { field: "request_id".into(), index: None })?;
-    let id: String = serde_json::from_str(json.get())
-        .map_err(|_| malformed(format!("`request_id` must be a string, found {}", kind(json))))?;
+    let json = json.ok_or(RequestError::MissingField {
+        field: "request_id".into(),
+        index: None,
+    })?;
+    let id: String = serde_json::from_str(json.get()).map_err(|_| {
+        malformed(format!(
+            "`request_id` must be a string, found {}",
+            kind(json)
+        ))
+    })?;
     if id.len() > MAX_REQUEST_ID {
         let bytes = id.len();
-        return Err(malformed(format!("`request_id` has {bytes} bytes, at most {MAX_REQUEST_ID} are echoed")));
+        return Err(malformed(format!(
+            "`request_id` has {bytes} bytes, at most {MAX_REQUEST_ID} are echoed"
+        )));
     }
     Ok(id)
 }
 
 fn describe(json: Option<&RawValue>) -> Result<bool, RequestError> {
     json.map_or(Ok(false), |json| {
-        serde_json::from_str(json.get())
-            .map_err(|_| malformed(format!("`describe` must be true or false, found {}", kind(json))))
+        serde_json::from_str(json.get()).map_err(|_| {
+            malformed(format!(
+                "`describe` must be true or false, found {}",
+                kind(json)
+            ))
+        })
     })
 }
 
@@ -104,11 +134,16 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
         .map_err(|_| malformed(format!("`instances` must be a list, found {}", kind(json))))?;
     let found = instances.len();
     if found > MAX_INSTANCES {
-        return Err(RequestError::TooManyInstances { found, max: MAX_INSTANCES });
+        return Err(RequestError::TooManyInstances {
+            found,
+            max: MAX_INSTANCES,
+        });
     }
     let row = |(index, json): (usize, &RawValue)| match kind(json) {
-        "an object" => Fields::read(json.get(), model)?.row(model, Some(index)),
-        other => Err(malformed(format!("instances[{index}] must be an object, found {other}"))),
+        "an object" => Fields::read(json.get(), model, Some(index))?.row(model, Some(index)),
+        other => Err(malformed(format!(
+            "instances[{index}] must be an object, found {other}"
+        ))),
     };
     instances.into_iter().enumerate().map(row).collect()
 }
@@ -142,27 +177,57 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn read(text: &'a str, model: &ModelFile) -> Result<Self, RequestError> {
+    fn read(text: &'a str, model: &ModelFile, index: Option<usize>) -> Result<Self, RequestError> {
         let mut json = serde_json::Deserializer::from_str(text);
-        let fields = FieldsOf(model).deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
-        fields.map_err(|e| malformed(if e.is_data() { e.to_string() } else { format!("not JSON: {e}") }))
+        let fields = FieldsOf(model).deserialize(&mut json);
+        let fields = fields.and_then(|fields| json.end().map(|()| fields));
+        let fields = fields.map_err(|e| {
+            malformed(if e.is_data() {
+                e.to_string()
+            } else {
+                format!("not JSON: {e}")
+            })
+        })?;
+        match &fields.twice {
+            Some(name) => Err(malformed(format!("{}`{name}` appears twice", at(&index)))),
+            None => Ok(fields),
+        }
     }
 
     fn row(&self, model: &ModelFile, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
-        if let Some(name) = &self.twice {
-            return Err(malformed(format!("{}`{name}` appears twice", at(&index))));
-        }
         let value = |(feature, json): (&crate::Feature, &Option<&RawValue>)| {
             let field = || feature.name.clone();
-            let json = json.ok_or_else(|| RequestError::MissingField { field: field(), index })?;
+            let json = json.ok_or_else(|| RequestError::MissingField {
+                field: field(),
+                index,
+            })?;
             let value: f64 = serde_json::from_str(json.get()).map_err(|e| match kind(json) {
-                "a number" => malformed(format!("{}`{}` is no number that fits: {e}", at(&index), feature.name)),
-                found => RequestError::NotANumber { field: field(), index, found },
+                "a number" => malformed(format!(
+                    "{}`{}` is no number that fits: {e}",
+                    at(&index),
+                    feature.name
+                )),
+                found => RequestError::NotANumber {
+                    field: field(),
+                    index,
+                    found,
+                },
             })?;
             if !feature.accepts(value) {
                 let [low, high] = feature.accept;
-                let unit = if feature.unit.is_empty() { String::new() } else { format!(" {}", feature.unit) };
-                return Err(RequestError::OutOfRange { field: field(), index, value, low, high, unit });
+                let unit = if feature.unit.is_empty() {
+                    String::new()
+                } else {
+                    format!(" {}", feature.unit)
+                };
+                return Err(RequestError::OutOfRange {
+                    field: field(),
+                    index,
+                    value,
+                    low,
+                    high,
+                    unit,
+                });
             }
             Ok(value)
         };
@@ -190,8 +255,13 @@ impl<'de> Visitor<'de> for FieldsOf<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
         let features = &self.0.features;
-        let mut fields =
-            Fields { request_id: None, instances: None, describe: None, values: vec![None; features.len()], twice: None };
+        let mut fields = Fields {
+            request_id: None,
+            instances: None,
+            describe: None,
+            values: vec![None; features.len()],
+            twice: None,
+        };
         // Most callers send the features in their order, so the next one is tried first.
         let mut next = 0;
         while let Some(Key(name)) = map.next_key()? {
@@ -238,11 +308,17 @@ pub fn find_request_id(bytes: &[u8]) -> Value {
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth -= 1,
             _ => {
-                let Some((name, behind)) = first::<String>(rest) else { break };
+                let Some((name, behind)) = first::<String>(rest) else {
+                    break;
+                };
                 rest = behind;
-                if let ("request_id", 1, Some(value)) = (&*name, depth, rest.trim_start().strip_prefix(':')) {
+                if let ("request_id", 1, Some(value)) =
+                    (&*name, depth, rest.trim_start().strip_prefix(':'))
+                {
                     return match first::<Value>(value.trim_start()) {
-                        Some((Value::String(id), _)) if id.len() <= MAX_REQUEST_ID => Value::String(id),
+                        Some((Value::String(id), _)) if id.len() <= MAX_REQUEST_ID => {
+                            Value::String(id)
+                        }
                         Some((Value::Number(id), _)) => Value::Number(id),
                         _ => Value::Null,
                     };

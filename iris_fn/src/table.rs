@@ -97,10 +97,20 @@ impl<R: Read> Table<R> {
         }
         if !missing.is_empty() {
             let (missing, found) = (list(missing.into_iter()), list(header.iter()));
-            return Err(TableError::Missing { missing, found, wanted });
+            return Err(TableError::Missing {
+                missing,
+                found,
+                wanted,
+            });
         }
         let label = find(&header, target, "")?.map(|column| note(column, target));
-        Ok(Self { reader, header, columns, label, renamed })
+        Ok(Self {
+            reader,
+            header,
+            columns,
+            label,
+            renamed,
+        })
     }
 
     /// Columns that were taken for a feature of another name: the file's name, and the model's.
@@ -110,7 +120,13 @@ impl<R: Read> Table<R> {
 
     /// The rows, or what is wrong with each.
     pub fn rows(self) -> impl Iterator<Item = Result<Row, TableError>> {
-        let Self { reader, header, columns, label, .. } = self;
+        let Self {
+            reader,
+            header,
+            columns,
+            label,
+            ..
+        } = self;
         reader.into_records().map(move |record| {
             let record = record?;
             let line = record.position().map_or(0, Position::line);
@@ -120,20 +136,32 @@ impl<R: Read> Table<R> {
                     Ok(x) if x.is_finite() => Ok(x),
                     _ => {
                         let (column, found) = (header[*column].to_owned(), found.to_owned());
-                        Err(TableError::NotANumber { line, column, found })
+                        Err(TableError::NotANumber {
+                            line,
+                            column,
+                            found,
+                        })
                     }
                 }
             };
             let values = columns.iter().map(value).collect::<Result<_, _>>()?;
-            let label = label.and_then(|column| record.get(column)).filter(|label| !label.is_empty());
-            Ok(Row { line, values, label: label.map(str::to_owned) })
+            let label = label
+                .and_then(|column| record.get(column))
+                .filter(|label| !label.is_empty());
+            Ok(Row {
+                line,
+                values,
+                label: label.map(str::to_owned),
+            })
         })
     }
 }
 
 /// The one column that is `name`; `None` when there is none.
 fn find(header: &StringRecord, name: &str, unit: &str) -> Result<Option<usize>, TableError> {
-    let columns = |is: &dyn Fn(&str) -> bool| -> Vec<usize> { (0..header.len()).filter(|c| is(&header[*c])).collect() };
+    let columns = |is: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        (0..header.len()).filter(|c| is(&header[*c])).collect()
+    };
     let mut found = columns(&|column| column == name);
     if found.is_empty() && !letters(name).is_empty() {
         let (bare, with_unit) = (letters(name), letters(name) + &letters(unit));
@@ -149,9 +177,16 @@ fn find(header: &StringRecord, name: &str, unit: &str) -> Result<Option<usize>, 
 /// A name without case, punctuation and what stands in brackets.
 fn letters(name: &str) -> String {
     let outside = name.split(['(', '[']).next().unwrap_or_default();
-    outside.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    outside
+        .chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    names
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

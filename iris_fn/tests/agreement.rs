@@ -45,13 +45,19 @@ fn data() -> Data {
         x.extend(row.values);
     }
     let x = Array2::from_shape_vec((y.len(), features.len()), x).unwrap();
-    Data { features, target: (*target).into(), classes, x, y: y.into() }
+    Data {
+        features,
+        target: (*target).into(),
+        classes,
+        x,
+        y: y.into(),
+    }
 }
 
-type Fit = MultiFittedLogisticRegression<f64, usize>;
+type Fitted = MultiFittedLogisticRegression<f64, usize>;
 
 /// The fit of notebook 1: α = 1 is scikit-learn's C = 1.
-fn fit(data: &Data) -> Fit {
+fn fit(data: &Data) -> Fitted {
     MultiLogisticRegression::default()
         .alpha(1.0)
         .max_iterations(1_000)
@@ -61,26 +67,43 @@ fn fit(data: &Data) -> Fit {
 }
 
 /// Our model with the fit's numbers.
-fn model(data: &Data, fitted: &Fit) -> Model {
+fn model(data: &Data, fitted: &Fitted) -> Model {
     let mut file = ModelFile {
         schema: SCHEMA,
         kind: KIND.into(),
         target: data.target.clone(),
         features: data.features.clone(),
         classes: data.classes.clone(),
-        weights: fitted.params().columns().into_iter().map(|class| class.to_vec()).collect(),
+        weights: fitted
+            .params()
+            .columns()
+            .into_iter()
+            .map(|class| class.to_vec())
+            .collect(),
         intercepts: fitted.intercept().to_vec(),
-        training: Training { rows: data.x.nrows(), alpha: 1.0, ..Training::default() },
+        training: Training {
+            rows: data.x.nrows(),
+            alpha: 1.0,
+            ..Training::default()
+        },
         golden: vec![],
     };
     let features = data.x.row(0).to_vec();
     let probabilities = file.probabilities(&features);
-    file.golden.push(GoldenRow { features, probabilities });
+    file.golden.push(GoldenRow {
+        features,
+        probabilities,
+    });
     Model::from_bytes(&file.to_bytes()).unwrap()
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_f64().unwrap())
+        .collect()
 }
 
 #[test]
@@ -103,23 +126,39 @@ fn the_fit_is_scikit_learns() {
     let fitted = fit(&data);
     let model = model(&data, &fitted);
     for k in 0..data.classes.len() {
-        for (f, expected) in numbers(&reference["weights_class_by_feature"][k]).iter().enumerate() {
-            assert!((fitted.params()[[f, k]] - expected).abs() < 1e-3, "weight {k},{f}");
+        for (f, expected) in numbers(&reference["weights_class_by_feature"][k])
+            .iter()
+            .enumerate()
+        {
+            assert!(
+                (fitted.params()[[f, k]] - expected).abs() < 1e-3,
+                "weight {k},{f}"
+            );
         }
         let expected = reference["intercepts"][k].as_f64().unwrap();
-        assert!((fitted.intercept()[k] - expected).abs() < 1e-3, "intercept {k}");
+        assert!(
+            (fitted.intercept()[k] - expected).abs() < 1e-3,
+            "intercept {k}"
+        );
     }
     for probe in reference["probes"].as_array().unwrap() {
         let x = numbers(&probe["x"]);
         let ours = model.predict(&x).probabilities;
         for (ours, theirs) in ours.iter().zip(numbers(&probe["p"])) {
-            assert!((ours - theirs).abs() < 1e-4, "{x:?}: {ours} is not {theirs}");
+            assert!(
+                (ours - theirs).abs() < 1e-4,
+                "{x:?}: {ours} is not {theirs}"
+            );
         }
     }
     let mut confusion = vec![vec![0u64; data.classes.len()]; data.classes.len()];
     for (truth, row) in data.y.iter().zip(data.x.rows()) {
         let label = model.predict(&row.to_vec()).label().to_owned();
-        confusion[*truth][data.classes.iter().position(|class| *class == label).unwrap()] += 1;
+        confusion[*truth][data
+            .classes
+            .iter()
+            .position(|class| *class == label)
+            .unwrap()] += 1;
     }
     assert_eq!(serde_json::json!(confusion), reference["confusion"]);
 }
@@ -131,9 +170,18 @@ fn softmax_of_the_reference_logits_gives_the_reference_probabilities() {
         let x = numbers(&probe["x"]);
         let weights = reference["weights_class_by_feature"].as_array().unwrap();
         let logit = |(weights, intercept): (&Value, f64)| {
-            intercept + numbers(weights).iter().zip(&x).map(|(w, x)| w * x).sum::<f64>()
+            intercept
+                + numbers(weights)
+                    .iter()
+                    .zip(&x)
+                    .map(|(w, x)| w * x)
+                    .sum::<f64>()
         };
-        let logits = weights.iter().zip(numbers(&reference["intercepts"])).map(logit).collect();
+        let logits = weights
+            .iter()
+            .zip(numbers(&reference["intercepts"]))
+            .map(logit)
+            .collect();
         for (ours, theirs) in softmax(logits).iter().zip(numbers(&probe["p"])) {
             assert!((ours - theirs).abs() < 1e-12, "{ours} is not {theirs}");
         }

@@ -77,7 +77,10 @@ async fn a_description_says_what_to_ask_and_which_model_answers() {
     let expected = json!({"request_id": "d", "target": "fruit", "features": file.features, "classes": file.classes,
                           "model": checked(fruit()).sha256()});
     assert_eq!(description, expected);
-    assert_eq!(handler.publisher.take(), [("lab/response/lily".to_owned(), description)]);
+    assert_eq!(
+        handler.publisher.take(),
+        [("lab/response/lily".to_owned(), description)]
+    );
     assert_eq!(call(&handler, ask).await, expected);
 }
 
@@ -96,7 +99,10 @@ async fn a_message_from_the_rule_is_answered_on_the_senders_topic() {
     let handler = handler();
     let reply = call(&handler, apple_from_rule()).await;
     assert_eq!(reply["fruit"], "apple");
-    assert_eq!(handler.publisher.take(), [("lab/response/lily".to_owned(), reply)]);
+    assert_eq!(
+        handler.publisher.take(),
+        [("lab/response/lily".to_owned(), reply)]
+    );
 }
 
 #[tokio::test]
@@ -111,11 +117,21 @@ async fn what_is_not_json_is_refused_on_the_senders_topic() {
 #[tokio::test]
 async fn a_refusal_echoes_the_id_also_where_the_text_breaks() {
     let handler = handler();
-    let deep = format!(r#"{{"request_id":"r","instances":{}{}}}"#, "[".repeat(200), "]".repeat(200));
+    let deep = format!(
+        r#"{{"request_id":"r","instances":{}{}}}"#,
+        "[".repeat(200),
+        "]".repeat(200)
+    );
     for (text, id) in [
         (r#"{"request_id":"r","weight":NaN}"#, json!("r")),
-        (r#"{"weight":NaN,"more":{"request_id":"no"},"request_id" : "r"}"#, json!("r")),
-        (r#"{"request_id":"r","weight":1e400,"width":8,"height":7,"sweetness":0}"#, json!("r")),
+        (
+            r#"{"weight":NaN,"more":{"request_id":"no"},"request_id" : "r"}"#,
+            json!("r"),
+        ),
+        (
+            r#"{"request_id":"r","weight":1e400,"width":8,"height":7,"sweetness":0}"#,
+            json!("r"),
+        ),
         (&deep, json!("r")),
         ("\u{feff}{\"request_id\":\"r\"}", json!("r")),
         (r#"{"request_id":7}"#, json!(7)),
@@ -136,7 +152,12 @@ async fn a_refusal_echoes_the_id_also_where_the_text_breaks() {
 async fn a_payload_that_is_not_base64_fails_the_invocation_and_publishes_nothing() {
     let handler = handler();
     for payload in ["%%%", "eyJ9=", "e30"] {
-        let error = failure(&handler, json!({"payload": payload, "client_id": "lily"}), soon()).await;
+        let error = failure(
+            &handler,
+            json!({"payload": payload, "client_id": "lily"}),
+            soon(),
+        )
+        .await;
         assert_eq!(error.kind(), "payload_not_base64", "{payload}");
     }
     assert!(handler.publisher.take().is_empty());
@@ -144,9 +165,19 @@ async fn a_payload_that_is_not_base64_fails_the_invocation_and_publishes_nothing
 
 #[tokio::test]
 async fn a_batch_is_answered_in_order() {
-    let row = |weight, height| json!({"weight": weight, "width": 5, "height": height, "sweetness": 0.5});
-    let reply = call(&handler(), json!({"request_id": "r", "instances": [row(170, 12), row(40, 4)]})).await;
-    let labels: Vec<_> = reply["predictions"].as_array().unwrap().iter().map(|p| &p["fruit"]).collect();
+    let row =
+        |weight, height| json!({"weight": weight, "width": 5, "height": height, "sweetness": 0.5});
+    let reply = call(
+        &handler(),
+        json!({"request_id": "r", "instances": [row(170, 12), row(40, 4)]}),
+    )
+    .await;
+    let labels: Vec<_> = reply["predictions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| &p["fruit"])
+        .collect();
     assert_eq!(labels, ["pear", "plum"]);
 }
 
@@ -176,7 +207,9 @@ async fn an_answer_too_large_for_mqtt_is_refused_with_the_number_that_fits() {
     assert_eq!(refusal["error"]["code"], "too_many_instances");
     assert_eq!(refusal["request_id"], "r");
     let message = refusal["error"]["message"].as_str().unwrap();
-    let mut numbers = message.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
+    let mut numbers = message
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok());
     let fits = numbers.next_back().unwrap();
     let reply = call(&handler, rule(fits)).await;
     assert_eq!(reply["predictions"].as_array().unwrap().len(), fits);
@@ -189,7 +222,10 @@ async fn an_answer_too_large_for_mqtt_is_refused_with_the_number_that_fits() {
 async fn a_keep_warm_call_reads_no_model_publishes_nothing_and_logs_nothing() {
     let handler = handler();
     let warmup = json!({"warmup": true, "payload": "e30=", "client_id": "lily"});
-    assert_eq!(call(&handler, warmup).await, json!({"warm": true, "cold_start": true}));
+    assert_eq!(
+        call(&handler, warmup).await,
+        json!({"warm": true, "cold_start": true})
+    );
     assert!(handler.model.store().asked.lock().unwrap().is_empty());
     assert!(handler.publisher.take().is_empty());
     assert!(LINES.take().is_empty());
@@ -202,7 +238,10 @@ async fn a_keep_warm_call_finds_a_newer_model_for_the_next_call() {
     call(&handler, apple()).await;
     *handler.model.store().model.lock().unwrap() = Some(newer_model());
     call(&handler, json!({"warmup": true})).await;
-    assert_eq!(call(&handler, apple()).await["model"], newer_model().sha256());
+    assert_eq!(
+        call(&handler, apple()).await["model"],
+        newer_model().sha256()
+    );
 }
 
 #[tokio::test]
@@ -219,23 +258,33 @@ async fn without_a_model_the_request_is_refused_and_the_next_one_tries_again() {
 #[tokio::test]
 async fn an_undelivered_answer_fails_the_invocation_and_is_logged_as_such_and_not_counted() {
     for broken in [false, true] {
-        let publisher = MemoryPublisher { broken, ..MemoryPublisher::default() };
+        let publisher = MemoryPublisher {
+            broken,
+            ..MemoryPublisher::default()
+        };
         let handler = fakes::handler(checked(fruit()), LONG, publisher);
         match handler.handle(&raw(&apple_from_rule()), soon()).await {
             Ok(_) => assert!(!broken),
-            Err(HandlerError::Publish { topic, .. }) => assert!(broken && topic == "lab/response/lily"),
+            Err(HandlerError::Publish { topic, .. }) => {
+                assert!(broken && topic == "lab/response/lily")
+            }
             Err(e) => panic!("{e}"),
         }
     }
     let lines = LINES.take();
-    let logged: Vec<_> =
-        lines.iter().map(|line| (line.message, line.fields[0].1.as_str(), line.metrics.len())).collect();
+    let logged: Vec<_> = lines
+        .iter()
+        .map(|line| (line.message, line.fields[0].1.as_str(), line.metrics.len()))
+        .collect();
     assert_eq!(logged, [("answered", "r", 3), ("not delivered", "r", 0)]);
 }
 
 #[tokio::test]
 async fn an_answer_that_hangs_fails_the_invocation_before_lambda_would_end_it() {
-    let publisher = MemoryPublisher { hangs: true, ..MemoryPublisher::default() };
+    let publisher = MemoryPublisher {
+        hangs: true,
+        ..MemoryPublisher::default()
+    };
     let handler = fakes::handler(checked(fruit()), LONG, publisher);
     let deadline = SystemTime::now() + TIME_TO_REPORT + Duration::from_millis(50);
     let error = failure(&handler, from_rule(b"{}"), deadline).await;
@@ -249,7 +298,10 @@ async fn a_newer_model_is_served_by_the_call_after_the_one_that_found_it() {
     let first = call(&handler, apple()).await;
     *handler.model.store().model.lock().unwrap() = Some(newer_model());
     assert_eq!(call(&handler, apple()).await["model"], first["model"]);
-    assert_eq!(call(&handler, apple()).await["model"], newer_model().sha256());
+    assert_eq!(
+        call(&handler, apple()).await["model"],
+        newer_model().sha256()
+    );
 }
 
 #[tokio::test]
@@ -300,13 +352,19 @@ async fn a_store_that_hangs_holds_no_answer_back_and_the_last_good_model_serves(
         waiting.await
     };
     let took = started.elapsed();
-    assert!(took >= REFRESH_TIMEOUT && took < REFRESH_TIMEOUT * 3, "{took:?}");
+    assert!(
+        took >= REFRESH_TIMEOUT && took < REFRESH_TIMEOUT * 3,
+        "{took:?}"
+    );
     assert_eq!(reply["model"], first["model"]);
 
     *handler.model.store().delay.lock().unwrap() = Duration::ZERO;
     *handler.model.store().model.lock().unwrap() = Some(newer_model());
     call(&handler, apple()).await;
-    assert_eq!(call(&handler, apple()).await["model"], newer_model().sha256());
+    assert_eq!(
+        call(&handler, apple()).await["model"],
+        newer_model().sha256()
+    );
 }
 
 #[tokio::test]

@@ -21,7 +21,11 @@ fn wrong_files() -> Vec<(Value, &'static str)> {
     };
     let without = |path: &str, field: &str| {
         let mut file = file.clone();
-        file.pointer_mut(path).unwrap().as_object_mut().unwrap().remove(field);
+        file.pointer_mut(path)
+            .unwrap()
+            .as_object_mut()
+            .unwrap()
+            .remove(field);
         file
     };
     let list = |path: &str, length: usize| {
@@ -34,7 +38,10 @@ fn wrong_files() -> Vec<(Value, &'static str)> {
     vec![
         (json!([]), "not a model file"),
         (json!({}), "missing field `schema`"),
-        (change("/schema", json!(1)), "model schema 1 is not supported, this build reads schema 2: write the file anew"),
+        (
+            change("/schema", json!(1)),
+            "model schema 1 is not supported, this build reads schema 2: write the file anew",
+        ),
         (change("/schema", json!(3)), "model schema 3"),
         (change("/schema", json!("2")), "invalid type: string"),
         (change("/kind", json!("tree")), "model kind \"tree\""),
@@ -43,48 +50,122 @@ fn wrong_files() -> Vec<(Value, &'static str)> {
         (without("", "golden"), "missing field `golden`"),
         (without("/training", "alpha"), "missing field `alpha`"),
         (without("/features/0", "accept"), "missing field `accept`"),
-        (change("/training/rows", json!(-1)), "invalid value: integer `-1`"),
-        (change("/features/0", json!({"name": "weight", "color": 1})), "unknown field `color`"),
+        (
+            change("/training/rows", json!(-1)),
+            "invalid value: integer `-1`",
+        ),
+        (
+            change("/features/0", json!({"name": "weight", "color": 1})),
+            "unknown field `color`",
+        ),
         (change("/weights/0/0", Value::Null), "invalid type: null"),
-        (change("/features/0/accept", json!([0.0])), "invalid length 1"),
-        (change("/target", json!("")), "the name of a target, \"\", is empty"),
-        (change("/target", json!("request_id")), "target, \"request_id\", is reserved"),
-        (change("/target", json!("probabilities")), "\"probabilities\", is reserved"),
-        (change("/target", json!("weight")), "feature, \"weight\", appears twice"),
-        (list("/features", 0), "the model has 0 features, expected 1 to 256"),
+        (
+            change("/features/0/accept", json!([0.0])),
+            "invalid length 1",
+        ),
+        (
+            change("/target", json!("")),
+            "the name of a target, \"\", is empty",
+        ),
+        (
+            change("/target", json!("request_id")),
+            "target, \"request_id\", is reserved",
+        ),
+        (
+            change("/target", json!("probabilities")),
+            "\"probabilities\", is reserved",
+        ),
+        (
+            change("/target", json!("weight")),
+            "feature, \"weight\", is also that of the target",
+        ),
+        (
+            list("/features", 0),
+            "the model has 0 features, expected 1 to 256",
+        ),
         (list("/features", 257), "the model has 257 features"),
         (change(name, json!("")), "feature, \"\", is empty"),
-        (change(name, json!("weight")), "feature, \"weight\", appears twice"),
-        (change(name, json!("x".repeat(65))), "is longer than 64 bytes"),
-        (change(name, json!("é".repeat(33))), "is longer than 64 bytes"),
+        (
+            change(name, json!("weight")),
+            "feature, \"weight\", appears twice",
+        ),
+        (
+            change(name, json!("x".repeat(65))),
+            "is longer than 64 bytes",
+        ),
+        (
+            change(name, json!("é".repeat(33))),
+            "is longer than 64 bytes",
+        ),
         (change(name, json!("width ")), "begins or ends with a space"),
         (change(name, json!("wi\ndth")), "holds a control character"),
-        (change(name, json!("instances")), "feature, \"instances\", is reserved"),
+        (
+            change(name, json!("instances")),
+            "feature, \"instances\", is reserved",
+        ),
         (change(name, json!("describe")), "\"describe\", is reserved"),
         (change(name, json!("warmup")), "\"warmup\", is reserved"),
         (change(name, json!("payload")), "\"payload\", is reserved"),
-        (change("/features/2/min", json!(15.0)), "feature height: min is 15 and max is 14"),
-        (change("/features/2/accept", json!([9.0, 3.0])), "feature height: accept is 9 to 3"),
-        (change("/features/2/accept", json!([3.0, 20.0])), "training saw 2 to 14, but only 3 to 20 is accepted"),
-        (change("/features/2/accept", json!([0.0, 10.0])), "training saw 2 to 14, but only 0 to 10"),
-        (list("/classes", 1), "the model has 1 classes, expected 2 to 256"),
+        (
+            change("/features/2/min", json!(15.0)),
+            "feature height: min is 15 and max is 14",
+        ),
+        (
+            change("/features/2/accept", json!([9.0, 3.0])),
+            "feature height: accept is 9 to 3",
+        ),
+        (
+            change("/features/2/accept", json!([3.0, 20.0])),
+            "training saw 2 to 14, but only 3 to 20 is accepted",
+        ),
+        (
+            change("/features/2/accept", json!([0.0, 10.0])),
+            "training saw 2 to 14, but only 0 to 10",
+        ),
+        (
+            list("/classes", 1),
+            "the model has 1 classes, expected 2 to 256",
+        ),
         (list("/classes", 257), "the model has 257 classes"),
         (change("/classes/1", json!("")), "class, \"\", is empty"),
-        (change("/classes/1", json!("apple")), "class, \"apple\", appears twice"),
+        (
+            change("/classes/1", json!("apple")),
+            "class, \"apple\", appears twice",
+        ),
         (change("/classes/1", json!("p".repeat(65))), "class, \"ppp"),
-        (list("/weights", 2), "weights: 2 numbers or rows, expected 3, one row for each class"),
+        (
+            list("/weights", 2),
+            "weights: 2 numbers or rows, expected 3, one row for each class",
+        ),
         (list("/weights/2", 3), "weights of class plum: 3 numbers"),
         (list("/weights/0", 5), "weights of class apple: 5 numbers"),
         (list("/intercepts", 4), "intercepts: 4 numbers"),
         (list("/golden", 0), "no golden rows"),
-        (list("/golden/1/features", 3), "features of golden row 1: 3 numbers"),
-        (list("/golden/1/probabilities", 2), "probabilities of golden row 1: 2 numbers"),
-        (change("/golden/0/features/0", json!(5001.0)), "golden row 0: weight is 5001, which the model itself"),
-        (change("/golden/2/probabilities/0", json!(0.5)), "golden row 2: P(apple)"),
-        (change("/weights/0/1", json!(0.9000001)), "golden row 0: P(apple)"),
-        (change("/weights/1/0", json!(1e307)), "class pear: an accepted row could overflow"),
+        (
+            list("/golden/1/features", 3),
+            "features of golden row 1: 3 numbers",
+        ),
+        (
+            list("/golden/1/probabilities", 2),
+            "probabilities of golden row 1: 2 numbers",
+        ),
+        (
+            change("/golden/0/features/0", json!(5001.0)),
+            "golden row 0: weight is 5001, which the model itself",
+        ),
+        (
+            change("/golden/2/probabilities/0", json!(0.5)),
+            "golden row 2: P(apple)",
+        ),
+        (
+            change("/weights/0/1", json!(0.9000001)),
+            "golden row 0: P(apple)",
+        ),
+        (
+            change("/weights/1/0", json!(1e307)),
+            "class pear: an accepted row could overflow",
+        ),
         (change("/intercepts/2", json!(f64::MAX)), "golden row 0"),
-        (change("/features/3/accept", json!([-1e308, 1e308])), "golden"),
     ]
 }
 
@@ -93,9 +174,14 @@ fn every_wrong_file_is_refused_with_a_sentence_of_its_own() {
     let wrong = wrong_files();
     assert!(wrong.len() >= 50);
     let mut sentences = HashSet::new();
-    for (file, expected) in &wrong[..wrong.len() - 1] {
-        let error = Model::from_bytes(file.to_string().as_bytes()).expect_err(expected).to_string();
-        assert!(error.contains(expected), "{error}\n  should hold: {expected}");
+    for (file, expected) in &wrong {
+        let error = Model::from_bytes(file.to_string().as_bytes())
+            .expect_err(expected)
+            .to_string();
+        assert!(
+            error.contains(expected),
+            "{error}\n  should hold: {expected}"
+        );
         assert!(sentences.insert(error.clone()), "{error}");
     }
 }
@@ -103,7 +189,13 @@ fn every_wrong_file_is_refused_with_a_sentence_of_its_own() {
 #[test]
 fn what_json_cannot_say_and_what_is_too_large_is_refused() {
     let text = String::from_utf8(FRUIT.to_vec()).unwrap();
-    for (from, to) in [("0.9", "NaN"), ("0.9", "Infinity"), ("0.9", "1e400"), ("{", "\u{feff}{"), ("}", "")] {
+    for (from, to) in [
+        ("0.9", "NaN"),
+        ("0.9", "Infinity"),
+        ("0.9", "1e400"),
+        ("{", "\u{feff}{"),
+        ("}", ""),
+    ] {
         let error = Model::from_bytes(text.replacen(from, to, 1).as_bytes()).unwrap_err();
         assert!(matches!(error, ModelError::Malformed(_)), "{to}: {error}");
     }
@@ -111,7 +203,12 @@ fn what_json_cannot_say_and_what_is_too_large_is_refused() {
     large.resize(MAX_BYTES, b' ');
     assert!(Model::from_bytes(&large).is_ok());
     large.push(b' ');
-    assert_eq!(Model::from_bytes(&large), Err(ModelError::TooLarge { bytes: MAX_BYTES + 1 }));
+    assert_eq!(
+        Model::from_bytes(&large),
+        Err(ModelError::TooLarge {
+            bytes: MAX_BYTES + 1
+        })
+    );
 }
 
 #[test]
@@ -125,7 +222,12 @@ fn weights_that_only_some_accepted_row_overflows_are_refused() {
         file.golden[n].probabilities = file.probabilities(&[0.0; 4]);
     }
     let error = Model::from_bytes(&file.to_bytes()).unwrap_err();
-    assert_eq!(error, ModelError::Overflow { class: "apple".into() });
+    assert_eq!(
+        error,
+        ModelError::Overflow {
+            class: "apple".into()
+        }
+    );
 }
 
 #[tokio::test]
@@ -140,17 +242,25 @@ async fn the_last_good_model_serves_while_a_wrong_one_is_published() {
         async fn current(&self, _: Option<&str>) -> Result<Option<Loaded>, StoreError> {
             let file = self.0.lock().unwrap().pop().expect("a file for each call");
             let model = Model::from_bytes(&file);
-            let model = model.map_err(|source| StoreError::Refused { name: "k".into(), source })?;
+            let model = model.map_err(|source| StoreError::Refused {
+                name: "k".into(),
+                source,
+            })?;
             Ok(Some(Loaded { model, etag: None }))
         }
     }
     let wrong = wrong_files();
-    let mut files: Vec<Vec<u8>> = wrong.iter().map(|(file, _)| file.to_string().into_bytes()).collect();
+    let mut files: Vec<Vec<u8>> = wrong
+        .iter()
+        .map(|(file, _)| file.to_string().into_bytes())
+        .collect();
     files.push(FRUIT.to_vec());
     let model = CurrentModel::new(Files(Mutex::new(files)), Duration::ZERO);
     let handler = Handler::new(model, MemoryPublisher::default(), "lab".into(), |_| {});
-    let request = raw(&json!({"request_id": "r", "weight": 180, "width": 8, "height": 7.5, "sweetness": 0.5}));
-    for _ in &wrong[..wrong.len() - 1] {
+    let request = raw(
+        &json!({"request_id": "r", "weight": 180, "width": 8, "height": 7.5, "sweetness": 0.5}),
+    );
+    for _ in &wrong {
         let reply = handler.handle(&request, soon()).await.unwrap();
         assert!(reply.get().contains(&sha256_hex(FRUIT)), "{reply}");
     }
@@ -169,7 +279,11 @@ fn reads_back_what_was_written_bit_for_bit() {
 fn a_file_cut_off_anywhere_is_refused() {
     let bytes = fruit().to_bytes();
     for end in 0..bytes.len() - 2 {
-        assert!(Model::from_bytes(&bytes[..end]).is_err(), "accepted {end} of {} bytes", bytes.len());
+        assert!(
+            Model::from_bytes(&bytes[..end]).is_err(),
+            "accepted {end} of {} bytes",
+            bytes.len()
+        );
     }
 }
 
@@ -178,7 +292,10 @@ fn the_label_is_the_most_probable_class_and_the_first_of_equals() {
     let mut file = fruit();
     file.weights = vec![vec![0.0; 4]; 3];
     let label = |intercepts: [f64; 3]| {
-        let model = checked(ModelFile { intercepts: intercepts.to_vec(), ..file.clone() });
+        let model = checked(ModelFile {
+            intercepts: intercepts.to_vec(),
+            ..file.clone()
+        });
         model.predict(&[1.0; 4]).label().to_owned()
     };
     assert_eq!(label([0.2, 0.5, 0.3]), "pear");
@@ -202,7 +319,10 @@ fn a_prediction_is_written_under_the_target_and_in_the_order_of_the_classes() {
     file.intercepts = vec![2.0_f64.ln(), 0.0, 0.0];
     let model = checked(file);
     let text = serde_json::to_string(&model.predict(&[100.0, 5.0, 5.0, 0.5])).unwrap();
-    assert_eq!(text, r#"{"kind":"z","probabilities":{"z":0.5,"a":0.25,"m":0.25},"in_distribution":true}"#);
+    assert_eq!(
+        text,
+        r#"{"kind":"z","probabilities":{"z":0.5,"a":0.25,"m":0.25},"in_distribution":true}"#
+    );
 }
 
 proptest! {

@@ -26,17 +26,33 @@ fn row(weight: f64) -> Value {
 fn one_row_in_any_order_of_its_fields() {
     let expected = Question::One(vec![180.0, 8.5, 7.5, 0.5]);
     let request = read(APPLE).unwrap();
-    assert_eq!((request.request_id.as_str(), &request.question), ("r", &expected));
+    assert_eq!(
+        (request.request_id.as_str(), &request.question),
+        ("r", &expected)
+    );
     let other = r#"{"sweetness":0.5,"color":["red"],"height":7.5,"w\u0065ight":180,"request_id":"r","width":8.5}"#;
     assert_eq!(read(other).unwrap().question, expected);
 }
 
 #[test]
 fn a_description_is_asked_for_with_true() {
-    assert_eq!(read(r#"{"request_id":"r","describe":true}"#).unwrap().question, Question::Describe);
-    assert!(matches!(read(&APPLE.replace('{', r#"{"describe":false,"#)).unwrap().question, Question::One(_)));
+    assert_eq!(
+        read(r#"{"request_id":"r","describe":true}"#)
+            .unwrap()
+            .question,
+        Question::Describe
+    );
+    assert!(matches!(
+        read(&APPLE.replace('{', r#"{"describe":false,"#))
+            .unwrap()
+            .question,
+        Question::One(_)
+    ));
     assert_eq!(code(r#"{"request_id":"r","describe":1}"#), "malformed_json");
-    assert_eq!(code(r#"{"request_id":"r","describe":true,"instances":[]}"#), "malformed_json");
+    assert_eq!(
+        code(r#"{"request_id":"r","describe":true,"instances":[]}"#),
+        "malformed_json"
+    );
 }
 
 #[test]
@@ -45,29 +61,52 @@ fn a_field_that_appears_twice_is_refused_by_its_name_and_the_requests() {
     assert_eq!(refused.request_id, "r");
     assert_eq!(refused.error.to_string(), "`sweetness` appears twice");
     let json = r#"{"request_id":"r","instances":[{"weight":1,"weight":2,"width":8,"height":7,"sweetness":0}]}"#;
-    assert_eq!(read(json).unwrap_err().error.to_string(), "instances[0]: `weight` appears twice");
+    assert_eq!(
+        read(json).unwrap_err().error.to_string(),
+        "instances[0]: `weight` appears twice"
+    );
     for field in ["request_id", "instances", "describe"] {
-        let twice = format!(r#"{{"request_id":"a","instances":[],"describe":false,"{field}":{{}}}}"#);
-        assert_eq!(read(&twice).unwrap_err().error.to_string(), format!("`{field}` appears twice"));
+        let twice =
+            format!(r#"{{"request_id":"a","instances":[],"describe":false,"{field}":{{}}}}"#);
+        assert_eq!(
+            read(&twice).unwrap_err().error.to_string(),
+            format!("`{field}` appears twice")
+        );
     }
 }
 
 #[test]
 fn a_batch_keeps_its_order() {
-    let request = read(&json!({"request_id": "r", "instances": [row(1.0), row(2.0)]}).to_string()).unwrap();
+    let request =
+        read(&json!({"request_id": "r", "instances": [row(1.0), row(2.0)]}).to_string()).unwrap();
     let expected = [1.0, 2.0].map(|x| vec![x, 8.0, 7.0, 0.0]);
     assert_eq!(request.question, Question::Batch(expected.to_vec()));
 }
 
 #[test]
 fn every_refusal_has_its_code() {
-    for text in ["", "[1, 2]", "7", r#"{"request_id": 7}"#, r#"{"request_id":"r","instances":{}}"#] {
+    for text in [
+        "",
+        "[1, 2]",
+        "7",
+        r#"{"request_id": 7}"#,
+        r#"{"request_id":"r","instances":{}}"#,
+    ] {
         assert_eq!(code(text), "malformed_json");
     }
     assert_eq!(code(&format!("{APPLE}{APPLE}")), "malformed_json");
-    assert_eq!(code(&APPLE.replace('}', r#","instances":[]}"#)), "malformed_json");
-    assert_eq!(code(r#"{"request_id":"r","instances":[7]}"#), "malformed_json");
-    assert_eq!(code(&APPLE.replace(r#""request_id":"r","#, "")), "missing_field");
+    assert_eq!(
+        code(&APPLE.replace('}', r#","instances":[]}"#)),
+        "malformed_json"
+    );
+    assert_eq!(
+        code(r#"{"request_id":"r","instances":[7]}"#),
+        "malformed_json"
+    );
+    assert_eq!(
+        code(&APPLE.replace(r#""request_id":"r","#, "")),
+        "missing_field"
+    );
     assert_eq!(code(&APPLE.replace("width", "depth")), "missing_field");
     for (number, expected) in [
         ("NaN", "malformed_json"),
@@ -91,17 +130,30 @@ fn a_value_is_answered_within_the_models_bounds_exactly() {
         assert_eq!(request.question, Question::One(vec![x, 8.5, 7.5, 0.5]));
     }
     for x in [0.0_f64.next_down(), 5000.0_f64.next_up()] {
-        assert_eq!(code(&APPLE.replace("180.0", &x.to_string())), "out_of_range");
+        assert_eq!(
+            code(&APPLE.replace("180.0", &x.to_string())),
+            "out_of_range"
+        );
     }
 }
 
 #[test]
 fn a_refusal_says_where_and_in_which_unit() {
     let message = |text: &str| read(text).unwrap_err().error.to_string();
-    assert_eq!(message(&APPLE.replace("180.0", "9000")), "`weight` is 9000 g, outside 0 to 5000 g");
-    assert_eq!(message(&APPLE.replace("0.5", "2")), "`sweetness` is 2, outside -1 to 1");
-    let batch = r#"{"request_id":"r","instances":[{"weight":1,"width":8,"height":7,"sweetness":"x"}]}"#;
-    assert_eq!(message(batch), "instances[0]: `sweetness` must be a number, found a string");
+    assert_eq!(
+        message(&APPLE.replace("180.0", "9000")),
+        "`weight` is 9000 g, outside 0 to 5000 g"
+    );
+    assert_eq!(
+        message(&APPLE.replace("0.5", "2")),
+        "`sweetness` is 2, outside -1 to 1"
+    );
+    let batch =
+        r#"{"request_id":"r","instances":[{"weight":1,"width":8,"height":7,"sweetness":"x"}]}"#;
+    assert_eq!(
+        message(batch),
+        "instances[0]: `sweetness` must be a number, found a string"
+    );
     assert_eq!(read(batch).unwrap_err().request_id, "r");
 }
 
@@ -118,19 +170,29 @@ fn a_request_id_has_at_most_128_bytes() {
 
 #[test]
 fn a_request_has_from_none_to_10_000_instances() {
-    let ask = |rows| read(&json!({"request_id": "r", "instances": vec![row(1.0); rows]}).to_string());
+    let ask =
+        |rows| read(&json!({"request_id": "r", "instances": vec![row(1.0); rows]}).to_string());
     for rows in [0, 10_000] {
-        let Question::Batch(batch) = ask(rows).unwrap().question else { panic!("a list was sent") };
+        let Question::Batch(batch) = ask(rows).unwrap().question else {
+            panic!("a list was sent")
+        };
         assert_eq!(batch.len(), rows);
     }
-    let expected = RequestError::TooManyInstances { found: 10_001, max: 10_000 };
+    let expected = RequestError::TooManyInstances {
+        found: 10_001,
+        max: 10_000,
+    };
     assert_eq!(ask(10_001).unwrap_err().error, expected);
 }
 
 #[test]
 fn bytes_that_are_not_utf8_are_refused_by_their_id() {
-    let refused = Request::from_bytes(b"{\"request_id\": \"r\", \"x\": \"\xff\"}", &fruit()).unwrap_err();
-    assert_eq!((refused.error.code(), &refused.request_id), ("malformed_json", &json!("r")));
+    let refused =
+        Request::from_bytes(b"{\"request_id\": \"r\", \"x\": \"\xff\"}", &fruit()).unwrap_err();
+    assert_eq!(
+        (refused.error.code(), &refused.request_id),
+        ("malformed_json", &json!("r"))
+    );
 }
 
 #[test]
@@ -138,11 +200,20 @@ fn a_model_of_256_features_reads_them_in_any_order() {
     let mut file: ModelFile = fruit();
     let feature = file.features[0].clone();
     let name = |n: usize| format!("f{n}");
-    file.features = (0..256).map(|n| iris_fn::Feature { name: name(n), ..feature.clone() }).collect();
-    let mut fields: serde_json::Map<String, Value> = (0..256).rev().map(|n| (name(n), json!(n))).collect();
+    file.features = (0..256)
+        .map(|n| iris_fn::Feature {
+            name: name(n),
+            ..feature.clone()
+        })
+        .collect();
+    let mut fields: serde_json::Map<String, Value> =
+        (0..256).rev().map(|n| (name(n), json!(n))).collect();
     fields.insert("request_id".into(), json!("r"));
     let request = Request::from_bytes(Value::Object(fields).to_string().as_bytes(), &file).unwrap();
-    assert_eq!(request.question, Question::One((0..256).map(f64::from).collect()));
+    assert_eq!(
+        request.question,
+        Question::One((0..256).map(f64::from).collect())
+    );
 }
 
 proptest! {

@@ -26,20 +26,27 @@ fn model(features: usize, classes: usize) -> Model {
         target: "target".into(),
         features: (0..features).map(feature).collect(),
         classes: (0..classes).map(|k| format!("class_{k}")).collect(),
-        weights: (0..classes).map(|k| (0..features).map(|f| weight(k, f)).collect()).collect(),
+        weights: (0..classes)
+            .map(|k| (0..features).map(|f| weight(k, f)).collect())
+            .collect(),
         intercepts: (0..classes).map(|k| k as f64).collect(),
         training: Training::default(),
         golden: vec![],
     };
     let features = row(features, 0);
     let probabilities = file.probabilities(&features);
-    file.golden.push(GoldenRow { features, probabilities });
+    file.golden.push(GoldenRow {
+        features,
+        probabilities,
+    });
     Model::from_bytes(&file.to_bytes()).expect("the bench's own model is valid")
 }
 
 /// Values all over the range.
 fn row(features: usize, n: usize) -> Vec<f64> {
-    (0..features).map(|f| 0.1 + ((n * 37 + f * 11) % 78) as f64 / 10.0).collect()
+    (0..features)
+        .map(|f| 0.1 + ((n * 37 + f * 11) % 78) as f64 / 10.0)
+        .collect()
 }
 
 fn hot(c: &mut Criterion) {
@@ -47,16 +54,24 @@ fn hot(c: &mut Criterion) {
         let model = model(features, classes);
         let description = Description::of(&model);
         let one = row(features, 1);
-        let request = description.request("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14", &one).to_string();
+        let request = description
+            .request("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14", &one)
+            .to_string();
         let mut group = c.benchmark_group(format!("one row, {features} × {classes}"));
-        group.bench_function("read", |b| b.iter(|| Request::from_bytes(black_box(request.as_bytes()), model.file())));
+        group.bench_function("read", |b| {
+            b.iter(|| Request::from_bytes(black_box(request.as_bytes()), model.file()))
+        });
         group.bench_function("predict", |b| b.iter(|| model.predict(black_box(&one))));
         let prediction = model.predict(&one);
-        group.bench_function("write", |b| b.iter(|| serde_json::to_vec(black_box(&prediction))));
+        group.bench_function("write", |b| {
+            b.iter(|| serde_json::to_vec(black_box(&prediction)))
+        });
         group.finish();
 
         let rows: Vec<Vec<f64>> = (0..BATCH).map(|n| row(features, n)).collect();
-        let request = description.batch("batch", rows.iter().map(Vec::as_slice)).to_string();
+        let request = description
+            .batch("batch", rows.iter().map(Vec::as_slice))
+            .to_string();
         let mut group = c.benchmark_group(format!("10,000 rows, {features} × {classes}"));
         group.throughput(Throughput::Elements(BATCH as u64));
         group.bench_function("read", |b| {
@@ -70,7 +85,11 @@ fn hot(c: &mut Criterion) {
             );
         });
         group.bench_function("predict", |b| {
-            b.iter(|| rows.iter().map(|row| model.predict(row).probabilities).collect::<Vec<_>>());
+            b.iter(|| {
+                rows.iter()
+                    .map(|row| model.predict(row).probabilities)
+                    .collect::<Vec<_>>()
+            });
         });
         group.finish();
     }

@@ -49,7 +49,11 @@ async fn by_client(folder: &Path, count: usize) -> Result<Vec<Duration>> {
 
 /// A row in the middle of what training saw.
 fn request(model: &Description, n: usize) -> Value {
-    let row: Vec<f64> = model.features.iter().map(|feature| (feature.min + feature.max) / 2.0).collect();
+    let row: Vec<f64> = model
+        .features
+        .iter()
+        .map(|feature| (feature.min + feature.max) / 2.0)
+        .collect();
     model.request(&n.to_string(), &row)
 }
 

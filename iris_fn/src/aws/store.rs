@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use aws_sdk_s3::Client;
 
-use crate::error::ModelError;
 use crate::current::{Loaded, ModelStore, StoreError};
+use crate::error::ModelError;
 use crate::model::{CURRENT_KEY, MAX_BYTES, Model, ModelFile, sha256_hex};
 
 /// The stack's bucket.
@@ -41,8 +41,13 @@ impl ModelStore for S3Store {
         let length = object.content_length().unwrap_or(0);
         if length > MAX_BYTES as i64 {
             // Not downloaded: a container has 128 MB in all.
-            let source = ModelError::TooLarge { bytes: length as usize };
-            return Err(StoreError::Refused { name: format!("s3://{bucket}/{CURRENT_KEY}"), source });
+            let source = ModelError::TooLarge {
+                bytes: length as usize,
+            };
+            return Err(StoreError::Refused {
+                name: format!("s3://{bucket}/{CURRENT_KEY}"),
+                source,
+            });
         }
         let bytes = object
             .body
@@ -76,11 +81,12 @@ impl ModelStore for S3Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tests::iris;
     use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
+
+    const FRUIT: &[u8] = include_bytes!("../../fuzz/corpus/model/fruit.json");
 
     /// A store on an S3 that gives these answers, one after the other, and then tells what it was asked.
     fn store(answers: Vec<(&'static str, Vec<u8>)>) -> (S3Store, JoinHandle<Vec<String>>) {
@@ -116,12 +122,12 @@ mod tests {
     #[tokio::test]
     async fn s3_is_asked_by_the_tag_it_gave_and_only_its_304_means_unchanged() {
         let (store, asked) = store(vec![
-            ("200 OK\r\nETag: \"t\"", iris().to_bytes()),
+            ("200 OK\r\nETag: \"t\"", FRUIT.to_vec()),
             ("304 Not Modified", vec![]),
             ("412 Precondition Failed", vec![]),
         ]);
         let loaded = store.current(None).await.unwrap().unwrap();
-        assert_eq!(loaded.model.file(), &iris());
+        assert_eq!(loaded.model.sha256(), sha256_hex(FRUIT));
         let tag = loaded.etag.as_deref();
         assert_eq!(tag, Some("\"t\""));
         assert!(store.current(tag).await.unwrap().is_none());
@@ -132,6 +138,21 @@ mod tests {
         assert_eq!(
             asked.iter().map(tagged).collect::<Vec<_>>(),
             [false, true, true]
+        );
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_too_large_is_not_downloaded() {
+        let (store, _) = store(vec![("200 OK", vec![b' '; MAX_BYTES + 1])]);
+        let error = store.current(None).await.unwrap_err();
+        let StoreError::Refused { source, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            source,
+            ModelError::TooLarge {
+                bytes: MAX_BYTES + 1
+            }
         );
     }
 

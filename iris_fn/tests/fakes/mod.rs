@@ -1,5 +1,9 @@
 //! A store, a publisher and a log that need no cloud, and a model: for the tests of the function and its fuzz targets.
-#![allow(dead_code, missing_docs, reason = "each of those who include it uses a part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "each of those who include it uses a part"
+)]
 
 use std::cell::RefCell;
 use std::io;
@@ -43,9 +47,15 @@ impl ModelStore for MemoryStore {
             tokio::time::sleep(delay).await;
         }
         let model = self.model.lock().unwrap().clone();
-        let model = model.ok_or_else(|| StoreError::Read { name: "s3://b/k".into(), source: "NoSuchKey".into() })?;
+        let model = model.ok_or_else(|| StoreError::Read {
+            name: "s3://b/k".into(),
+            source: "NoSuchKey".into(),
+        })?;
         let etag = model.sha256().to_owned();
-        Ok((known != Some(etag.as_str())).then_some(Loaded { model, etag: Some(etag) }))
+        Ok((known != Some(etag.as_str())).then_some(Loaded {
+            model,
+            etag: Some(etag),
+        }))
     }
 }
 
@@ -62,7 +72,9 @@ impl MemoryPublisher {
     pub fn take(&self) -> Vec<(String, Value)> {
         let sent = std::mem::take(&mut *self.sent.lock().unwrap());
         let json = |payload: Vec<u8>| serde_json::from_slice(&payload).expect("a reply is JSON");
-        sent.into_iter().map(|(topic, payload)| (topic, json(payload))).collect()
+        sent.into_iter()
+            .map(|(topic, payload)| (topic, json(payload)))
+            .collect()
     }
 }
 
@@ -87,10 +99,18 @@ thread_local!(pub static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::n
 pub type TestHandler = Handler<MemoryStore, MemoryPublisher>;
 
 pub fn handler(model: Model, ttl: Duration, publisher: MemoryPublisher) -> TestHandler {
-    let store = MemoryStore { model: Mutex::new(Some(model)), ..MemoryStore::default() };
-    Handler::new(CurrentModel::new(store, ttl), publisher, "lab".into(), |line| {
-        LINES.with_borrow_mut(|lines| lines.push(line));
-    })
+    let store = MemoryStore {
+        model: Mutex::new(Some(model)),
+        ..MemoryStore::default()
+    };
+    Handler::new(
+        CurrentModel::new(store, ttl),
+        publisher,
+        "lab".into(),
+        |line| {
+            LINES.with_borrow_mut(|lines| lines.push(line));
+        },
+    )
 }
 
 pub fn soon() -> SystemTime {

@@ -65,7 +65,10 @@ pub fn model_and_rows() -> Result<(ModelFile, Vec<Vec<f64>>)> {
         golden: vec![],
     };
     // As many as notebook 1 writes.
-    let golden = |row: &Vec<f64>| GoldenRow { features: row.clone(), probabilities: file.probabilities(row) };
+    let golden = |row: &Vec<f64>| GoldenRow {
+        features: row.clone(),
+        probabilities: file.probabilities(row),
+    };
     file.golden = rows.iter().step_by(10).map(golden).collect();
     Ok((file, rows))
 }
@@ -78,7 +81,10 @@ pub struct Requests {
 
 impl Requests {
     pub fn new(model: &Model, rows: Vec<Vec<f64>>) -> Self {
-        Self { description: Description::of(model), rows }
+        Self {
+            description: Description::of(model),
+            rows,
+        }
     }
 
     /// The data's rows, again and again.
@@ -88,13 +94,18 @@ impl Requests {
 
     /// A request about one row of the data, from 0.
     pub fn single(&self, row: usize) -> Bytes {
-        let request = self.description.request("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14", &self.rows[row]);
+        let request = self
+            .description
+            .request("3f1c9a52-7d0e-4b58-9a31-0c2d6e8f7b14", &self.rows[row]);
         request.to_string().into()
     }
 
     /// A request about `size` rows.
     pub fn batch(&self, size: usize) -> Bytes {
-        self.description.batch("batch", self.rows(size)).to_string().into()
+        self.description
+            .batch("batch", self.rows(size))
+            .to_string()
+            .into()
     }
 }
 
