@@ -24,7 +24,8 @@ thread_local! {
 }
 
 fn handle(event: &RawValue) -> Result<Value, HandlerError> {
-    let reply = HANDLER.with(|handler| RUNTIME.with(|rt| rt.block_on(handler.handle(event, soon()))));
+    let reply =
+        HANDLER.with(|handler| RUNTIME.with(|rt| rt.block_on(handler.handle(event, soon()))));
     fakes::LINES.take();
     Ok(serde_json::from_str(reply?.get()).expect("a reply is JSON"))
 }
@@ -35,7 +36,11 @@ fn is_reply(reply: &Value) -> bool {
     let warm = reply["warm"] == true;
     let answered = reply["fruit"].is_string() || reply["predictions"].is_array();
     let described = reply["target"] == "fruit" && reply["classes"].is_array();
-    [refused, warm, answered, described].iter().filter(|is| **is).count() == 1
+    [refused, warm, answered, described]
+        .iter()
+        .filter(|is| **is)
+        .count()
+        == 1
 }
 
 /// Panics unless this reply is right for what was sent.
@@ -58,7 +63,10 @@ fn check(bytes: &[u8], reply: &Value) {
         }
         let (rows, predictions) = match sent.get("instances") {
             None => (vec![&sent], vec![reply]),
-            Some(rows) => (list(rows).iter().collect(), list(&reply["predictions"]).iter().collect()),
+            Some(rows) => (
+                list(rows).iter().collect(),
+                list(&reply["predictions"]).iter().collect(),
+            ),
         };
         assert_eq!(rows.len(), predictions.len());
         for (sent, prediction) in rows.iter().zip(predictions) {
@@ -73,11 +81,17 @@ fuzz_target!(|bytes: &[u8]| {
     let message = json!({"payload": payload, "client_id": "lily", "mqtt_client_id": "lily"});
     let reply = handle(&raw(&message)).expect("a message is answered, whatever it is");
     check(bytes, &reply);
-    let published = HANDLER.with(|handler| std::mem::take(&mut *handler.publisher.sent.lock().expect("one thread")));
-    let [(topic, answer)] = &published[..] else { panic!("{} answers", published.len()) };
+    let published = HANDLER
+        .with(|handler| std::mem::take(&mut *handler.publisher.sent.lock().expect("one thread")));
+    let [(topic, answer)] = &published[..] else {
+        panic!("{} answers", published.len())
+    };
     assert_eq!(topic, "lab/response/lily");
     assert!(answer.len() <= 128 * 1024);
-    assert_eq!(serde_json::from_slice::<Value>(answer).expect("an answer is JSON"), reply);
+    assert_eq!(
+        serde_json::from_slice::<Value>(answer).expect("an answer is JSON"),
+        reply
+    );
 
     // A direct call: any JSON. Only what looks like the rule's own event may fail.
     let Ok(event) = serde_json::from_slice::<&RawValue>(bytes) else {

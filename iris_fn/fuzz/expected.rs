@@ -8,18 +8,30 @@ use serde_json::{Map, Value, json};
 /// rows yet.
 pub fn random_file(seed: u8) -> Value {
     let mut random = fastrand::Rng::with_seed(seed.into());
-    let names = ["weight", "é", "a b", "x\"y", "1", "petal.length", "\u{1f338}", "Weight"];
+    let names = [
+        "weight",
+        "é",
+        "a b",
+        "x\"y",
+        "1",
+        "petal.length",
+        "\u{1f338}",
+        "Weight",
+    ];
     let features: Vec<Value> = (names.iter().take(random.usize(1..=8)))
         .map(|name| {
-            let mut bounds = [0.0; 4].map(|_: f64| (random.f64() - 0.5) * 10f64.powi(random.i32(-3..=6)));
+            let mut bounds =
+                [0.0; 4].map(|_: f64| (random.f64() - 0.5) * 10f64.powi(random.i32(-3..=6)));
             bounds.sort_by(f64::total_cmp);
             let [low, min, max, high] = bounds;
             json!({"name": name, "unit": "", "min": min, "max": max, "accept": [low, high]})
         })
         .collect();
     let classes: Vec<String> = (0..random.usize(2..=5)).map(|k| format!("c{k}")).collect();
-    let weights: Vec<Vec<f64>> =
-        classes.iter().map(|_| features.iter().map(|_| random.f64() - 0.5).collect()).collect();
+    let weights: Vec<Vec<f64>> = classes
+        .iter()
+        .map(|_| features.iter().map(|_| random.f64() - 0.5).collect())
+        .collect();
     let intercepts: Vec<f64> = classes.iter().map(|_| random.f64()).collect();
     json!({
         "schema": 2, "kind": "multinomial_logistic_regression", "target": "kind", "features": features,
@@ -65,7 +77,9 @@ pub fn refusals(file: &Value, request: &Value) -> Vec<&'static str> {
             false
         }
     };
-    let has_features = list(&file["features"]).iter().any(|feature| fields.contains_key(name(feature)));
+    let has_features = list(&file["features"])
+        .iter()
+        .any(|feature| fields.contains_key(name(feature)));
     match fields.get("instances") {
         Some(_) if describe => codes.push("malformed_json"),
         None if describe => {}
@@ -98,7 +112,10 @@ fn refusals_of_row(file: &Value, fields: &Map<String, Value>) -> Vec<&'static st
 
 /// A row as a request has it, in the order of the model's features.
 pub fn row(file: &Value, fields: &Value) -> Vec<f64> {
-    list(&file["features"]).iter().map(|feature| number(&fields[name(feature)])).collect()
+    list(&file["features"])
+        .iter()
+        .map(|feature| number(&fields[name(feature)]))
+        .collect()
 }
 
 /// Panics unless `code` is right for a request that was refused, and the refusal names the request where it can.
@@ -139,10 +156,19 @@ pub fn appears_twice(text: &[u8], value: &Value) -> bool {
 /// P(k) = 1 / Σ_j exp(z_j − z_k), z = intercepts + weights · x, by the numbers of a model file.
 pub fn probabilities(file: &Value, x: &[f64]) -> Vec<f64> {
     let logit = |(weights, intercept): (&Value, &Value)| {
-        numbers(weights).into_iter().zip(x).fold(number(intercept), |z, (w, x)| z + w * x)
+        numbers(weights)
+            .into_iter()
+            .zip(x)
+            .fold(number(intercept), |z, (w, x)| z + w * x)
     };
-    let z: Vec<f64> = list(&file["weights"]).iter().zip(list(&file["intercepts"])).map(logit).collect();
-    z.iter().map(|k| 1.0 / z.iter().map(|j| (j - k).exp()).sum::<f64>()).collect()
+    let z: Vec<f64> = list(&file["weights"])
+        .iter()
+        .zip(list(&file["intercepts"]))
+        .map(logit)
+        .collect();
+    z.iter()
+        .map(|k| 1.0 / z.iter().map(|j| (j - k).exp()).sum::<f64>())
+        .collect()
 }
 
 /// Panics unless this is what the model file says of the row `x`.
@@ -159,7 +185,10 @@ pub fn check_prediction(file: &Value, x: &[f64], prediction: &Value) {
     // Logits may be large, and so may be the rounding of their sums.
     let largest = x.iter().fold(1.0, |most: f64, x| most.max(x.abs()));
     for (found, expected) in p.iter().zip(probabilities(file, x)) {
-        assert!((found - expected).abs() < 1e-13 * largest.max(100.0), "{prediction}: {expected}");
+        assert!(
+            (found - expected).abs() < 1e-13 * largest.max(100.0),
+            "{prediction}: {expected}"
+        );
     }
     let mut best = 0;
     for k in 1..p.len() {
@@ -167,7 +196,15 @@ pub fn check_prediction(file: &Value, x: &[f64], prediction: &Value) {
             best = k;
         }
     }
-    assert_eq!(prediction[file["target"].as_str().expect("a name")], classes[best]);
-    let within = |(feature, x): (&Value, &f64)| number(&feature["min"]) <= *x && *x <= number(&feature["max"]);
-    assert_eq!(prediction["in_distribution"], list(&file["features"]).iter().zip(x).all(within));
+    assert_eq!(
+        prediction[file["target"].as_str().expect("a name")],
+        classes[best]
+    );
+    let within = |(feature, x): (&Value, &f64)| {
+        number(&feature["min"]) <= *x && *x <= number(&feature["max"])
+    };
+    assert_eq!(
+        prediction["in_distribution"],
+        list(&file["features"]).iter().zip(x).all(within)
+    );
 }

@@ -25,7 +25,9 @@ thread_local! {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((choice, rest)) = bytes.split_first() else { return };
+    let Some((choice, rest)) = bytes.split_first() else {
+        return;
+    };
     // A request of the corpus is one as it is.
     let text = if *choice == b'{' { bytes } else { rest };
     FILES.with(|files| check(text, &files[usize::from(*choice)]));
@@ -49,13 +51,22 @@ fn check(bytes: &[u8], (file, model): &(Value, ModelFile)) {
                 Question::Describe => assert_eq!(sent["describe"], true),
                 Question::One(read) => assert_eq!(read, row(file, &sent)),
                 Question::Batch(read) => {
-                    let sent: Vec<_> = expected::list(&sent["instances"]).iter().map(|sent| row(file, sent)).collect();
+                    let sent: Vec<_> = expected::list(&sent["instances"])
+                        .iter()
+                        .map(|sent| row(file, sent))
+                        .collect();
                     assert_eq!(read, sent);
                 }
             }
         }
         Err(refused) => {
-            check_refusal(file, bytes, &sent, refused.error.code(), &refused.request_id);
+            check_refusal(
+                file,
+                bytes,
+                &sent,
+                refused.error.code(),
+                &refused.request_id,
+            );
             assert!(!refused.error.to_string().is_empty());
         }
     }

@@ -115,6 +115,15 @@ pub struct GoldenRow {
     pub probabilities: Vec<f64>,
 }
 
+/// Refuse the model with this sentence, unless this holds.
+macro_rules! require {
+    ($holds:expr, $($sentence:tt)*) => {
+        if !$holds {
+            return Err(ModelError::Invalid(format!($($sentence)*)));
+        }
+    };
+}
+
 impl ModelFile {
     /// Read a model file of the schema and kind that this build knows, without trusting it yet.
     ///
@@ -151,165 +160,170 @@ impl ModelFile {
 
     fn check(&self) -> Result<(), ModelError> {
         self.check_names()?;
-        self.check_bounds()?;
         self.check_shapes()?;
-        self.check_overflow()?;
+        for Feature {
+            name,
+            min,
+            max,
+            accept: [low, high],
+            ..
+        } in &self.features
+        {
+            require!(
+                min <= max,
+                "feature {name}: min is {min} and max is {max}, which holds no value"
+            );
+            require!(
+                low <= high,
+                "feature {name}: accept is {low} to {high}, which holds no value"
+            );
+            require!(
+                low <= min && max <= high,
+                "feature {name}: training saw {min} to {max}, but only {low} to {high} is accepted"
+            );
+        }
+        for ((class, weights), intercept) in
+            self.classes.iter().zip(&self.weights).zip(&self.intercepts)
+        {
+            // |b_k| + Σ|w_kf| · max|accept_f|: no accepted row has a larger logit.
+            let products = weights.iter().zip(&self.features).map(|(w, feature)| {
+                let [low, high] = feature.accept;
+                w.abs() * low.abs().max(high.abs())
+            });
+            require!(
+                products
+                    .fold(intercept.abs(), |sum, product| sum + product)
+                    .is_finite(),
+                "class {class}: an accepted row could overflow, its weights or the bounds are too large"
+            );
+        }
         self.check_golden()
     }
 
     fn check_names(&self) -> Result<(), ModelError> {
-        count("features", self.features.len(), (1, MAX_FEATURES))?;
-        count("classes", self.classes.len(), CLASSES)?;
-        let features = self.features.iter().map(|f| ("feature", &f.name));
-        // The target and the features meet in tables and on the live page, so they must differ too.
-        let mut seen = HashSet::new();
-        for (what, name) in [("target", &self.target)].into_iter().chain(features) {
-            check_name(what, name)?;
-            let why = if RESERVED.contains(&name.as_str()) {
-                "is reserved: requests and answers have a field of that name"
-            } else if what == "feature" && *name == self.target {
-                "is also that of the target"
-            } else if !seen.insert(name) {
-                "appears twice"
-            } else {
-                continue;
-            };
-            return Err(ModelError::name(what, name, why));
+        let (features, classes) = (self.features.len(), self.classes.len());
+        require!(
+            (1..=MAX_FEATURES).contains(&features),
+            "the model has {features} features, expected 1 to {MAX_FEATURES}"
+        );
+        let (min, max) = CLASSES;
+        require!(
+            (min..=max).contains(&classes),
+            "the model has {classes} classes, expected {min} to {max}"
+        );
+        let target = &self.target;
+        let features = self
+            .features
+            .iter()
+            .map(|feature| ("feature", &feature.name));
+        let classes = self.classes.iter().map(|class| ("class", class));
+        for (what, name) in [("target", target)]
+            .into_iter()
+            .chain(features)
+            .chain(classes)
+        {
+            require!(!name.is_empty(), "a {what} has an empty name");
+            require!(
+                name.len() <= MAX_NAME,
+                "the {what} name {name:?} is longer than {MAX_NAME} bytes"
+            );
+            require!(
+                name.trim() == name && !name.contains(char::is_control),
+                "the {what} name {name:?} begins or ends with a space, or holds a control character"
+            );
+            require!(
+                what == "class" || !RESERVED.contains(&name.as_str()),
+                "the {what} name {name:?} is reserved: requests and answers have a field of that name"
+            );
         }
-        let mut seen = HashSet::new();
-        for name in &self.classes {
-            check_name("class", name)?;
-            if !seen.insert(name) {
-                return Err(ModelError::name("class", name, "appears twice"));
-            }
+        // They meet in tables and on the live page.
+        require!(
+            self.features.iter().all(|feature| feature.name != *target),
+            "a feature is called {target:?} as the target is"
+        );
+        if let Some(name) = twice(self.features.iter().map(|feature| &feature.name)) {
+            return Err(ModelError::Invalid(format!(
+                "two features are called {name:?}"
+            )));
         }
-        Ok(())
-    }
-
-    fn check_bounds(&self) -> Result<(), ModelError> {
-        for feature in &self.features {
-            let Feature {
-                min,
-                max,
-                accept: [low, high],
-                ..
-            } = *feature;
-            let name = || feature.name.clone();
-            if min > max {
-                return Err(ModelError::Range {
-                    name: name(),
-                    min,
-                    max,
-                });
-            }
-            if low > high {
-                return Err(ModelError::Accept {
-                    name: name(),
-                    low,
-                    high,
-                });
-            }
-            if low > min || high < max {
-                return Err(ModelError::AcceptTooNarrow {
-                    name: name(),
-                    min,
-                    max,
-                    low,
-                    high,
-                });
-            }
+        if let Some(name) = twice(&self.classes) {
+            return Err(ModelError::Invalid(format!(
+                "two classes are called {name:?}"
+            )));
         }
         Ok(())
     }
 
     fn check_shapes(&self) -> Result<(), ModelError> {
         let (features, classes) = (self.features.len(), self.classes.len());
-        shape(
-            "weights",
-            "one row for each class",
-            self.weights.len(),
-            classes,
-        )?;
-        shape(
-            "intercepts",
-            "one for each class",
-            self.intercepts.len(),
-            classes,
-        )?;
+        let (rows, intercepts) = (self.weights.len(), self.intercepts.len());
+        require!(
+            rows == classes,
+            "weights have {rows} rows, expected {classes}, one for each class"
+        );
+        require!(
+            intercepts == classes,
+            "there are {intercepts} intercepts, expected {classes}, one for each class"
+        );
         for (class, row) in self.classes.iter().zip(&self.weights) {
-            shape(
-                format!("weights of class {class}"),
-                "one for each feature",
-                row.len(),
-                features,
-            )?;
+            let found = row.len();
+            require!(
+                found == features,
+                "class {class} has {found} weights, expected {features}, one for each feature"
+            );
         }
         for (n, row) in self.golden.iter().enumerate() {
-            shape(
-                format!("features of golden row {n}"),
-                "one for each feature",
-                row.features.len(),
-                features,
-            )?;
-            shape(
-                format!("probabilities of golden row {n}"),
-                "one for each class",
-                row.probabilities.len(),
-                classes,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Whether any accepted row could have a logit that is not finite.
-    fn check_overflow(&self) -> Result<(), ModelError> {
-        for ((class, row), intercept) in
-            self.classes.iter().zip(&self.weights).zip(&self.intercepts)
-        {
-            let largest =
-                row.iter()
-                    .zip(&self.features)
-                    .fold(intercept.abs(), |sum, (w, feature)| {
-                        let [low, high] = feature.accept;
-                        sum + w.abs() * low.abs().max(high.abs())
-                    });
-            if !largest.is_finite() {
-                return Err(ModelError::Overflow {
-                    class: class.clone(),
-                });
-            }
+            let (found, p) = (row.features.len(), row.probabilities.len());
+            require!(
+                found == features,
+                "golden row {n} has {found} features, expected {features}"
+            );
+            require!(
+                p == classes,
+                "golden row {n} has {p} probabilities, expected {classes}"
+            );
         }
         Ok(())
     }
 
     fn check_golden(&self) -> Result<(), ModelError> {
-        if self.golden.is_empty() {
-            return Err(ModelError::NoGolden);
-        }
-        for (row, golden) in self.golden.iter().enumerate() {
-            for (feature, value) in self.features.iter().zip(&golden.features) {
-                if !feature.accepts(*value) {
-                    let (name, value) = (feature.name.clone(), *value);
-                    return Err(ModelError::GoldenOutside { row, name, value });
-                }
-            }
-            let found = self.probabilities(&golden.features);
-            for ((class, found), expected) in
-                self.classes.iter().zip(found).zip(&golden.probabilities)
+        require!(
+            !self.golden.is_empty(),
+            "the model has no golden rows to check it by"
+        );
+        for (n, row) in self.golden.iter().enumerate() {
+            for (
+                Feature {
+                    name,
+                    accept: [low, high],
+                    ..
+                },
+                x,
+            ) in self.features.iter().zip(&row.features)
             {
-                if (found - expected).abs() > GOLDEN_TOLERANCE {
-                    let (class, expected) = (class.clone(), *expected);
-                    return Err(ModelError::Golden {
-                        row,
-                        class,
-                        expected,
-                        found,
-                    });
-                }
+                require!(
+                    low <= x && x <= high,
+                    "golden row {n}: {name} is {x}, which the model itself does not accept"
+                );
+            }
+            let computed = self.probabilities(&row.features);
+            for ((class, found), expected) in
+                self.classes.iter().zip(computed).zip(&row.probabilities)
+            {
+                require!(
+                    (found - expected).abs() <= GOLDEN_TOLERANCE,
+                    "golden row {n}: P({class}) is {found}, the file says {expected}"
+                );
             }
         }
         Ok(())
     }
+}
+
+/// The first text that comes a second time.
+fn twice<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
+    let mut seen = HashSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
 }
 
 impl Feature {
@@ -322,48 +336,6 @@ impl Feature {
     pub fn has_seen(&self, value: f64) -> bool {
         (self.min..=self.max).contains(&value)
     }
-}
-
-fn count(what: &'static str, found: usize, (min, max): (usize, usize)) -> Result<(), ModelError> {
-    if (min..=max).contains(&found) {
-        return Ok(());
-    }
-    Err(ModelError::Count {
-        what,
-        found,
-        min,
-        max,
-    })
-}
-
-fn shape(
-    what: impl Into<String>,
-    wanted: &'static str,
-    found: usize,
-    expected: usize,
-) -> Result<(), ModelError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(ModelError::Shape {
-        what: what.into(),
-        wanted,
-        found,
-        expected,
-    })
-}
-
-fn check_name(what: &'static str, name: &str) -> Result<(), ModelError> {
-    let why = if name.is_empty() {
-        "is empty"
-    } else if name.len() > MAX_NAME {
-        "is longer than 64 bytes"
-    } else if name.contains(char::is_control) || name.trim() != name {
-        "begins or ends with a space, or holds a control character"
-    } else {
-        return Ok(());
-    };
-    Err(ModelError::name(what, name, why))
 }
 
 /// A model that has passed every check. There is no other way to get one, so there is no way to
