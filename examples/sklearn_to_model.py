@@ -98,8 +98,8 @@ def model_file(
     Returns
     -------
     model : dict
-        Schema 2 of the model file. Its golden rows, with the probabilities of `predict_proba`, are one typical
-        row of each class, whose probability is the median of that class, and the least certain row of all.
+        Schema 2 of the model file. Its golden rows, with the probabilities of `predict_proba`: one typical
+        row of each class, whose own probability is the median of that class, and the least certain of all.
 
     Examples
     --------
@@ -219,10 +219,9 @@ def _fold(estimator: BaseEstimator) -> tuple[NDArray, NDArray, LogisticRegressio
         raise ValueError(
             "the penalty has an L1 part, and the file's `alpha` is an L2 penalty: fit with l1_ratio=0"
         )
-    if getattr(logistic, "multi_class", None) == "ovr" and len(logistic.classes_) > 2:
-        raise ValueError(
-            'multi_class="ovr" fits the classes one against the rest, expected multinomial: leave it out'
-        )
+    one_by_one = getattr(logistic, "multi_class", None) == "ovr" or logistic.solver == "liblinear"
+    if one_by_one and len(logistic.classes_) > 2:
+        raise ValueError('liblinear, or multi_class="ovr", fits the classes one against the rest: use lbfgs')
 
     a, c = np.ones(steps[0].n_features_in_), np.zeros(steps[0].n_features_in_)
     for step in scalers:
@@ -245,8 +244,10 @@ def _names(given: Sequence[str] | None, fitted: ArrayLike | None, X: ArrayLike, 
 
 def _check_names(target: str, features: list[str], classes: list[str], columns: int, labels: int) -> None:
     """Refuse what the function's loader would refuse."""
-    counts = [("features", features, columns, (1, MAX_FEATURES)), ("classes", classes, labels, (2, MAX_CLASSES))]
-    for what, names, expected, (least, most) in counts:
+    for what, names, expected, least, most in (
+        ("features", features, columns, 1, MAX_FEATURES),
+        ("classes", classes, labels, 2, MAX_CLASSES),
+    ):
         if len(names) != expected:
             raise ValueError(f"{len(names)} names of {what} are given, the classifier has {expected} {what}")
         if not least <= expected <= most:
@@ -333,7 +334,7 @@ TARGETS = {"iris": "species", "wine": "cultivar", "breast_cancer": "diagnosis", 
 
 
 def example(name: str) -> tuple[Pipeline, NDArray, NDArray, dict[str, Any]]:
-    """One of scikit-learn's own data sets: a fitted pipeline, `X`, `y` and the names for :func:`model_file`."""
+    """One of scikit-learn's own data sets: a fitted pipeline, `X`, `y`, and the names for the file."""
     from sklearn import datasets
 
     table = getattr(datasets, f"load_{name}")()
@@ -346,7 +347,8 @@ def main() -> None:
     """Write the model file of one of scikit-learn's own data sets."""
     import argparse
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("dataset", choices=TARGETS)
     parser.add_argument("file", type=Path, help="the model file to write")
     options = parser.parse_args()
