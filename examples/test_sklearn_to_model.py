@@ -1,4 +1,4 @@
-"""From a fitted scikit-learn classifier to an answer over MQTT: the numbers of `predict_proba`, for every row."""
+"""From a fitted scikit-learn classifier to an answer over MQTT: `predict_proba`'s numbers for every row."""
 
 import doctest
 import functools
@@ -153,7 +153,13 @@ def test_names_units_and_bounds_have_defaults_and_can_be_said():
     assert model["target"] == "species" and model["classes"] == ["Adelie", "Chinstrap", "Gentoo"]
     length, mass = model["features"][0], model["features"][3]
     assert length == {"name": "bill_length_mm", "unit": "", "min": 32.1, "max": 59.6, "accept": [4.6, 87.1]}
-    assert mass == {"name": "body_mass_g", "unit": "g", "min": 2700.0, "max": 6300.0, "accept": [0.0, 50_000.0]}
+    assert mass == {
+        "name": "body_mass_g",
+        "unit": "g",
+        "min": 2700.0,
+        "max": 6300.0,
+        "accept": [0.0, 50_000.0],
+    }
     bare = logistic().fit(np.array([[0.0, 7.0], [1.0, 7.0]] * 5), [0, 1] * 5)
     with pytest.warns(UserWarning, match="labels that are not text become text: 0, 1"):
         model = model_file(bare, np.array([[0.0, 7.0], [1.0, 7.0]] * 5), [0, 1] * 5)
@@ -178,8 +184,12 @@ def changed(estimator, **attributes):
     return estimator
 
 
+def older(**attributes):
+    return changed(fitted(LogisticRegression())[-1], **attributes)
+
+
 SCALED = fitted(StandardScaler(), LogisticRegression())
-WIDE = np.vstack([np.eye(257)] * 5)
+WIDE, MANY, FAR = np.vstack([np.eye(257)] * 5), list(range(257)) * 5, X + 1e10
 MISSING, TEXT = X.copy(), X.astype(object)
 MISSING[3, 2], TEXT[3, 2] = np.nan, "2 g"
 NAMES = [f"n{column}" for column in range(13)]
@@ -187,18 +197,22 @@ NAMES = [f"n{column}" for column in range(13)]
 WRONG = {
     "no classifier": (fitted(StandardScaler()), {}, "is a StandardScaler, expected a LogisticRegression"),
     "another classifier": (fitted(SGDClassifier(loss="log_loss")), {}, "is a SGDClassifier, expected"),
-    "one against the rest": (fitted(OneVsRestClassifier(LogisticRegression())), {}, "is a OneVsRestClassifier, expected"),
-    "its own search": (changed(LogisticRegressionCV(), n_features_in_=13), {}, "is a LogisticRegressionCV, expected"),
+    "one against the rest": (fitted(OneVsRestClassifier(LogisticRegression())), {},
+        "is a OneVsRestClassifier, expected"),
+    "its own search": (changed(LogisticRegressionCV(), n_features_in_=13), {},
+        "is a LogisticRegressionCV, expected"),
     "a search": (GridSearchCV(SCALED, {}).fit(X, Y), {}, "pass its `best_estimator_`"),
     "an unknown step": (fitted(PCA(5), LogisticRegression()), {}, "a PCA cannot be folded"),
-    "a step that clips": (fitted(MinMaxScaler(clip=True), LogisticRegression()), {}, "clip=True cannot be folded"),
+    "a step that clips": (fitted(MinMaxScaler(clip=True), LogisticRegression()), {},
+        "clip=True cannot be folded"),
     "not fitted": (make_pipeline(StandardScaler(), LogisticRegression()), {}, "not fitted: call `fit` first"),
     "L1": (fitted(LogisticRegression(l1_ratio=0.5, solver="saga")), {}, "L1 part"),
-    "L1 as it used to be": (changed(fitted(LogisticRegression())[-1], penalty="l1"), {}, "L1 part"),
-    "ovr": (changed(fitted(LogisticRegression())[-1], multi_class="ovr"), {}, 'multi_class="ovr", fits'),
-    "liblinear": (changed(fitted(LogisticRegression())[-1], solver="liblinear"), {}, "fits the classes one against the rest"),
-    "not softmax": (changed(fitted(LogisticRegression())[-1], predict_proba=lambda rows: np.full((len(rows), 3), 1 / 3)), {}, "other probabilities than predict_proba"),
-    "a tiny spread": (fitted(StandardScaler(), LogisticRegression(), x=X + 1e10), {"X": X + 1e10}, "spread is tiny"),
+    "L1 as it used to be": (older(penalty="l1"), {}, "L1 part"),
+    "ovr": (older(multi_class="ovr"), {}, 'multi_class="ovr", fits'),
+    "liblinear": (older(solver="liblinear"), {}, "fits the classes one against the rest"),
+    "not softmax": (older(predict_proba=lambda rows: np.full((len(rows), 3), 1 / 3)), {},
+        "other probabilities than predict_proba"),
+    "a tiny spread": (fitted(StandardScaler(), LogisticRegression(), x=FAR), {"X": FAR}, "spread is tiny"),
     "other columns": (SCALED, {"X": X[:, :4]}, "X has 4 columns, the classifier was fitted on 13"),
     "other rows": (SCALED, {"y": Y[:-1]}, "X has 178 rows, y has 177"),
     "another class": (SCALED, {"y": Y + 1}, "differ in 0, 3: pass the data"),
@@ -206,9 +220,10 @@ WRONG = {
     "NaN": (SCALED, {"X": MISSING}, "missing or infinite value in row 3, column 2"),
     "text": (SCALED, {"X": TEXT}, "X holds what is no number"),
     "few rows": (SCALED, {"X": X[::50], "y": Y[::50]}, "no class has 5 rows"),
-    "257 features": (fitted(LogisticRegression(), x=WIDE, y=WIDE[:, 0]), {"X": WIDE, "y": WIDE[:, 0]}, "257 features, a model may"),
-    "257 classes": (fitted(LogisticRegression(), x=WIDE[:, :9], y=list(range(257)) * 5), {"X": WIDE[:, :9], "y": list(range(257)) * 5},
-        "257 classes, a model may"),
+    "257 features": (fitted(LogisticRegression(), x=WIDE, y=WIDE[:, 0]), {"X": WIDE, "y": WIDE[:, 0]},
+        "257 features, a model"),
+    "257 classes": (fitted(LogisticRegression(), x=WIDE[:, :9], y=MANY), {"X": WIDE[:, :9], "y": MANY},
+        "257 classes, a model"),
     "a reserved name": (SCALED, {"features": ["model", *NAMES[1:]]}, "'model' is reserved"),
     "a reserved target": (SCALED, {"target": "error"}, "'error' is reserved"),
     "a name twice": (SCALED, {"features": ["n1", *NAMES[1:]]}, "'n1' appears twice"),
@@ -216,8 +231,10 @@ WRONG = {
     "a class twice": (SCALED, {"classes": ["a", "b", "a"]}, "'a' appears twice"),
     "an empty name": (SCALED, {"features": ["", *NAMES[1:]]}, "'' is no name"),
     "a long name": (SCALED, {"classes": ["é" * 33, "b", "c"]}, "is no name"),
-    "too few names": (SCALED, {"features": NAMES[1:]}, "12 names of features are given, the classifier has 13"),
-    "too few classes": (SCALED, {"classes": ["a", "b"]}, "2 names of classes are given, the classifier has 3"),
+    "too few names": (SCALED, {"features": NAMES[1:]},
+        "12 names of features are given, the classifier has 13"),
+    "too few classes": (SCALED, {"classes": ["a", "b"]},
+        "2 names of classes are given, the classifier has 3"),
     "too few units": (SCALED, {"units": ["g", "mm"]}, "2 units are given"),
     "a unit of nothing": (SCALED, {"units": {"length": "mm"}}, "names 'length', the features are x0, x1"),
     "bounds of nothing": (SCALED, {"accept": {"length": (0, 1)}}, "names 'length', the features are x0, x1"),
@@ -238,7 +255,9 @@ def test_what_cannot_be_written_gets_a_sentence(case, tmp_path):
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 def test_a_file_that_would_be_too_large_is_not_written(tmp_path):
     many, labels = np.random.default_rng(14).normal(size=(500, 250)), np.repeat(np.arange(100), 5)
-    estimator = changed(LogisticRegression(max_iter=1), classes_=np.arange(100), n_features_in_=250, n_iter_=np.array([1]))
+    estimator = changed(
+        LogisticRegression(max_iter=1), classes_=np.arange(100), n_features_in_=250, n_iter_=np.array([1])
+    )
     estimator.coef_, estimator.intercept_ = np.full((100, 250), 1 / 3e7), np.zeros(100)
     with pytest.raises(ValueError, match="more than 1048576: use fewer features"):
         write_model(tmp_path / "model.json", estimator, many, labels)
@@ -267,7 +286,9 @@ def test_the_committed_file_is_what_the_program_writes(tmp_path):
     done = subprocess.run(program, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == sha256((tmp_path / "wine.json").read_bytes())
-    ours, theirs = (json.loads((folder / "wine.json").read_text()) for folder in (ROOT / "examples", tmp_path))
+    ours, theirs = (
+        json.loads((folder / "wine.json").read_text()) for folder in (ROOT / "examples", tmp_path)
+    )
     # How a solver gets to the optimum, and how near, is the machine's own business.
     for training in (ours["training"], theirs["training"]):
         assert training.pop("gradient_norm") < 1e-4 and training.pop("iterations") > 1
@@ -286,7 +307,7 @@ def test_a_place_that_cannot_be_written_gets_a_sentence(tmp_path):
 
 @pytest.fixture(scope="module")
 def cloud():
-    """A local cloud with a deployed function and a device, and its first model: a fruit, which no test asks about."""
+    """A local cloud with a deployed function and a device; its first model is of fruit."""
     with local_cloud((ROOT / "iris_fn/fuzz/corpus/model/fruit.json").read_bytes()) as cloud:
         cloud.must("deploy")
         cloud.devices = cloud.dir.with_name("devices")
@@ -297,7 +318,9 @@ def cloud():
 def chosen(name, X):
     """All rows; of the largest set a seeded tenth, at the small size."""
     rows = np.arange(len(X))
-    return np.sort(np.random.default_rng(14).permutation(rows)[: size(180, len(X))]) if len(X) > 1000 else rows
+    return (
+        np.sort(np.random.default_rng(14).permutation(rows)[: size(180, len(X))]) if len(X) > 1000 else rows
+    )
 
 
 def requests(model, rows):
@@ -317,7 +340,9 @@ def by_model(device, sha, questions):
         assert time.monotonic() < deadline, f"{len(left)} of {len(questions)} have no answer by {sha:.12}"
         asked = {f"{n}-{next(numbers)}": n for n in left}
         given = device.ask([{"request_id": request_id, **questions[n]} for request_id, n in asked.items()])
-        answers |= {n: given[request_id] for request_id, n in asked.items() if given[request_id].get("model") == sha}
+        answers |= {
+            n: given[request_id] for request_id, n in asked.items() if given[request_id].get("model") == sha
+        }
     return [answers[n] for n in range(len(questions))]
 
 
@@ -338,6 +363,8 @@ def test_a_published_model_answers_as_scikit_learn_does_for_every_row(name, clou
     found = np.array([[each["probabilities"][label] for label in model["classes"]] for each in predictions])
     assert found.shape == expected.shape == (len(rows), len(model["classes"]))
     assert np.abs(found - expected).max() <= 1e-9
-    assert [each[model["target"]] for each in predictions] == [model["classes"][k] for k in expected.argmax(axis=1)]
+    assert [each[model["target"]] for each in predictions] == [
+        model["classes"][k] for k in expected.argmax(axis=1)
+    ]
     assert all(each["in_distribution"] for each in predictions)
     assert cloud.alias() == deployed, "no new version was needed"

@@ -1,4 +1,4 @@
-"""Notebook 6 promises that a CSV of one's own needs other lines in one cell, and nothing else: here with wine."""
+"""Notebook 6 promises that another CSV needs other lines in one cell, and nothing else: here with wine."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def changed(cell: str, path: Path, names: list[str]) -> str:
     lines = cell.splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("const FEATURES"))
     assert lines[-1] == "];"
-    features = [f"    ({json.dumps(name)}, \"\", [-1e4, 1e4])," for name in names]
+    features = [f'    ({json.dumps(name)}, "", [-1e4, 1e4]),' for name in names]
     new = {
         ":env MY_STACK": ":env MY_STACK=cellar",
         "const FILE": f"const FILE: &str = {json.dumps(str(path))};",
@@ -54,14 +54,24 @@ def test_a_third_data_set_needs_other_lines_in_one_cell_and_nothing_else(
     (cell,) = [cell for cell in notebook.cells if ":env MY_STACK=" in cell.source]
     cell.source = changed(cell.source, tmp_path / "wine.csv", names)
     nbformat.write(notebook, tmp_path / "cellar.ipynb")
-    command = [sys.executable, "notebooks/kernel/run.py", "--out", tmp_path / "out", tmp_path / "cellar.ipynb"]
+    command = [
+        sys.executable,
+        "notebooks/kernel/run.py",
+        "--out",
+        tmp_path / "out",
+        tmp_path / "cellar.ipynb",
+    ]
     settings = cloud | {"DEVICE": f"own-{os.getpid()}"}
     done = subprocess.run(
-        [*command, "--summary", tmp_path / "summary.json"], cwd=ROOT, env=settings, capture_output=True, text=True,
-        timeout=900,
+        [*command, "--summary", tmp_path / "summary.json"], cwd=ROOT, env=settings, timeout=900,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "summary.json").read_text())["own_data"]
-    assert (found["rows"], found["features"], found["classes"]) == (176, 13, ["class_0", "class_1", "class_2"])
+    assert (found["rows"], found["features"], found["classes"]) == (
+        176,
+        13,
+        ["class_0", "class_1", "class_2"],
+    )
     # scikit-learn gets 0.983 with the same pipeline in five folds.
     assert found["cv_accuracy"] > 0.96 and found["correct"] >= 174
