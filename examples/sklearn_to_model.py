@@ -135,9 +135,9 @@ def model_file(
     difference = np.abs(_softmax(rows @ weights.T + intercepts) - probabilities).max()
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"the weights give other probabilities than predict_proba, by up to {difference:.0e}: either the "
-            "classes were not fitted together as a softmax (use lbfgs, leave multi_class out), or the spread of "
-            "a feature is tiny beside its mean (subtract the mean in the data)"
+            f"the weights give other probabilities than predict_proba, by up to {difference:.0e}: either "
+            "the classes were not fitted together as a softmax (use lbfgs, leave multi_class out), or the spread "
+            "of a feature is tiny beside its mean (subtract the mean in the data)"
         )
 
     typical = [_median(np.flatnonzero(codes == k), probabilities[:, k]) for k in range(len(labels))]

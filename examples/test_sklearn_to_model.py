@@ -212,7 +212,7 @@ WRONG = {
     "liblinear": (older(solver="liblinear"), {}, "fits the classes one against the rest"),
     "not softmax": (older(predict_proba=lambda rows: np.full((len(rows), 3), 1 / 3)), {},
         "other probabilities than predict_proba"),
-    "a tiny spread": (fitted(StandardScaler(), LogisticRegression(), x=FAR), {"X": FAR}, "spread is tiny"),
+    "a tiny spread": (fitted(StandardScaler(), LogisticRegression(), x=FAR), {"X": FAR}, "is tiny beside its mean"),
     "other columns": (SCALED, {"X": X[:, :4]}, "X has 4 columns, the classifier was fitted on 13"),
     "other rows": (SCALED, {"y": Y[:-1]}, "X has 178 rows, y has 177"),
     "another class": (SCALED, {"y": Y + 1}, "differ in 0, 3: pass the data"),
