@@ -213,10 +213,9 @@ impl Client {
     /// [`DescribeError`]: no answer, a refusal, or an answer of another kind.
     pub async fn describe(&self) -> Result<Description, DescribeError> {
         let id = format!("describe-{:08x}", fastrand::u32(..));
-        match self
-            .ask(&json!({"request_id": id, "describe": true}))
-            .await?
-        {
+        let reply = self.ask(&json!({"request_id": id, "describe": true})).await;
+        self.shared.questions().forget(&reply);
+        match reply? {
             Reply::Answer(answer) => {
                 serde_json::from_value(answer).map_err(|e| DescribeError::Unreadable(e.to_string()))
             }

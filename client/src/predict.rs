@@ -372,7 +372,7 @@ impl Summary {
             );
             return;
         }
-        // What one flower has to say is said by its own line.
+        // What one row has to say is said by its own line.
         if counters.asked > 1 {
             println!("{}", told_counters(&counters));
             println!("round trip: {}", self.latency.line());

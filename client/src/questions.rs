@@ -125,6 +125,19 @@ impl Questions {
         }
     }
 
+    /// A question of the client's own is not one of its caller's: it is not counted.
+    pub(crate) fn forget(&mut self, reply: &Result<Reply, AskError>) {
+        let ended = match reply {
+            Ok(Reply::Answer(_)) => &mut self.counters.answered,
+            Ok(Reply::Refusal(_)) => &mut self.counters.refused,
+            Err(_) => &mut self.counters.failed,
+        };
+        let (before, asked) = (ended.checked_sub(1), self.counters.asked.checked_sub(1));
+        if let (Some(before), Some(asked)) = (before, asked) {
+            (*ended, self.counters.asked) = (before, asked);
+        }
+    }
+
     fn remember(&mut self, id: &str, replied: bool) {
         if self.order.len() == REMEMBERED
             && let Some(oldest) = self.order.pop_front()

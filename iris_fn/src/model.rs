@@ -52,7 +52,7 @@ pub struct ModelFile {
     pub schema: u64,
     /// Family of model, [`KIND`].
     pub kind: String,
-    /// What is predicted, such as `species`: the label's name in an answer.
+    /// What is predicted, such as a species: the label's name in an answer.
     pub target: String,
     /// The columns, in order; at most [`MAX_FEATURES`].
     pub features: Vec<Feature>,

@@ -39,7 +39,7 @@ impl Serialize for Prediction<'_> {
     }
 }
 
-/// `{"setosa": 0.98, …}` in the model's own class order.
+/// `{"apple": 0.98, …}` in the model's own class order.
 struct ByClass<'a>(&'a Prediction<'a>);
 
 impl Serialize for ByClass<'_> {

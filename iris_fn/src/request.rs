@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{RequestError, at};
-use crate::model::ModelFile;
+use crate::model::{Feature, ModelFile};
 
 /// Most instances in one request.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -67,24 +69,21 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
             "the text begins with a byte order mark: send UTF-8 without one",
         ));
     }
-    let fields = Fields::read(text, model, None)?;
+    let mut order = Order::new();
+    let fields = Fields::<&RawValue>::read(text, model, &mut order).map_err(not_json)?;
+    if let Some(name) = &fields.twice {
+        return Err(malformed(format!("`{name}` appears twice")));
+    }
     let request_id = request_id(fields.request_id)?;
     let question = match (describe(fields.describe)?, fields.instances) {
         (true, None) => Question::Describe,
         (true, Some(_)) => {
-            return Err(malformed(
-                "`describe` and `instances` in one request: ask for one of them",
-            ));
+            return Err(malformed("`describe` and `instances` in one request: ask for one of them"));
         }
-        (false, None) => Question::One(fields.row(model, None)?),
+        (false, None) => Question::One(row(text, model, &mut order, None)?),
         (false, Some(instances)) => {
-            if let Some((feature, _)) = model
-                .features
-                .iter()
-                .zip(&fields.values)
-                .find(|(_, value)| value.is_some())
-            {
-                let name = &feature.name;
+            if let Some(column) = order.first() {
+                let name = &model.features[*column].name;
                 return Err(malformed(format!(
                     "`instances` and `{name}` in one request: ask for one row or for a list of them"
                 )));
@@ -92,10 +91,7 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
             Question::Batch(batch(instances, model)?)
         }
     };
-    Ok(Request {
-        request_id,
-        question,
-    })
+    Ok(Request { request_id, question })
 }
 
 fn request_id(json: Option<&RawValue>) -> Result<String, RequestError> {
@@ -139,13 +135,18 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
             max: MAX_INSTANCES,
         });
     }
+    let mut order = Order::new();
     let row = |(index, json): (usize, &RawValue)| match kind(json) {
-        "an object" => Fields::read(json.get(), model, Some(index))?.row(model, Some(index)),
+        "an object" => row(json.get(), model, &mut order, Some(index)),
         other => Err(malformed(format!(
             "instances[{index}] must be an object, found {other}"
         ))),
     };
     instances.into_iter().enumerate().map(row).collect()
+}
+
+fn not_json(e: serde_json::Error) -> RequestError {
+    malformed(if e.is_data() { e.to_string() } else { format!("not JSON: {e}") })
 }
 
 fn malformed(message: impl Into<String>) -> RequestError {
@@ -164,126 +165,114 @@ fn kind(json: &RawValue) -> &'static str {
     }
 }
 
-/// The fields of a JSON object that a request or an instance may have, each as it was written; others are ignored.
-/// The features' names are the model's, so that no derived type can hold them.
-struct Fields<'a> {
+/// The fields of a JSON object that a request or an instance may have; others are ignored. The features' names are the
+/// model's, so that no derived type can hold them. `V` is what a value is read as: a number, or the JSON that it is,
+/// which tells what is wrong with it.
+struct Fields<'a, V> {
     request_id: Option<&'a RawValue>,
     instances: Option<&'a RawValue>,
     describe: Option<&'a RawValue>,
     /// In the order of the model's features.
-    values: Vec<Option<&'a RawValue>>,
+    values: Vec<Option<V>>,
     /// A field that appears more than once: which one would be meant?
     twice: Option<String>,
 }
 
-impl<'a> Fields<'a> {
-    fn read(text: &'a str, model: &ModelFile, index: Option<usize>) -> Result<Self, RequestError> {
+impl<'a, V: Deserialize<'a>> Fields<'a, V> {
+    fn read(text: &'a str, model: &ModelFile, order: &mut Order) -> serde_json::Result<Self> {
         let mut json = serde_json::Deserializer::from_str(text);
-        let fields = FieldsOf(model).deserialize(&mut json);
-        let fields = fields.and_then(|fields| json.end().map(|()| fields));
-        let fields = fields.map_err(|e| {
-            malformed(if e.is_data() {
-                e.to_string()
-            } else {
-                format!("not JSON: {e}")
-            })
-        })?;
-        match &fields.twice {
-            Some(name) => Err(malformed(format!("{}`{name}` appears twice", at(&index)))),
-            None => Ok(fields),
-        }
-    }
-
-    fn row(&self, model: &ModelFile, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
-        let value = |(feature, json): (&crate::Feature, &Option<&RawValue>)| {
-            let field = || feature.name.clone();
-            let json = json.ok_or_else(|| RequestError::MissingField {
-                field: field(),
-                index,
-            })?;
-            let value: f64 = serde_json::from_str(json.get()).map_err(|e| match kind(json) {
-                "a number" => malformed(format!(
-                    "{}`{}` is no number that fits: {e}",
-                    at(&index),
-                    feature.name
-                )),
-                found => RequestError::NotANumber {
-                    field: field(),
-                    index,
-                    found,
-                },
-            })?;
-            if !feature.accepts(value) {
-                let [low, high] = feature.accept;
-                let unit = if feature.unit.is_empty() {
-                    String::new()
-                } else {
-                    format!(" {}", feature.unit)
-                };
-                return Err(RequestError::OutOfRange {
-                    field: field(),
-                    index,
-                    value,
-                    low,
-                    high,
-                    unit,
-                });
-            }
-            Ok(value)
-        };
-        model.features.iter().zip(&self.values).map(value).collect()
+        let fields = FieldsOf(model, order, PhantomData).deserialize(&mut json)?;
+        json.end().map(|()| fields)
     }
 }
 
+/// The values of an object, in the order of the model's features.
+fn row(text: &str, model: &ModelFile, order: &mut Order, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
+    if let Ok(Fields { values, twice: None, .. }) = Fields::<f64>::read(text, model, order) {
+        let accepted = |(feature, x): (&Feature, Option<f64>)| x.filter(|x| feature.accepts(*x));
+        let values: Option<Vec<f64>> = model.features.iter().zip(values).map(accepted).collect();
+        if let Some(values) = values {
+            return Ok(values);
+        }
+    }
+    // Something is wrong: read it once more, to say what.
+    let fields = Fields::<&RawValue>::read(text, model, order).map_err(not_json)?;
+    if let Some(name) = &fields.twice {
+        return Err(malformed(format!("{}`{name}` appears twice", at(&index))));
+    }
+    let value = |(feature, json): (&Feature, &Option<&RawValue>)| {
+        let Feature { name, unit, accept: [low, high], .. } = feature.clone();
+        let Some(json) = json else {
+            return Err(RequestError::MissingField { field: name, index });
+        };
+        match serde_json::from_str::<f64>(json.get()) {
+            Ok(value) if feature.accepts(value) => Ok(value),
+            Ok(value) => {
+                let unit = if unit.is_empty() { unit } else { format!(" {unit}") };
+                Err(RequestError::OutOfRange { field: name, index, value, low, high, unit })
+            }
+            Err(e) => Err(match kind(json) {
+                "a number" => malformed(format!("{}`{name}` is no number that fits: {e}", at(&index))),
+                found => RequestError::NotANumber { field: name, index, found },
+            }),
+        }
+    };
+    model.features.iter().zip(&fields.values).map(value).collect()
+}
+
+/// For each field of an object, the feature that it was in the object before: most lists have one order.
+type Order = Vec<usize>;
+
 /// Reads [`Fields`] in one pass, with this model's features.
-struct FieldsOf<'m>(&'m ModelFile);
+struct FieldsOf<'m, V>(&'m ModelFile, &'m mut Order, PhantomData<V>);
 
-impl<'de> DeserializeSeed<'de> for FieldsOf<'_> {
-    type Value = Fields<'de>;
+impl<'de, V: Deserialize<'de>> DeserializeSeed<'de> for FieldsOf<'_, V> {
+    type Value = Fields<'de, V>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Fields<'de>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for FieldsOf<'_> {
-    type Value = Fields<'de>;
+impl<'de, V: Deserialize<'de>> Visitor<'de> for FieldsOf<'_, V> {
+    type Value = Fields<'de, V>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a request, which is a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-        let features = &self.0.features;
-        let mut fields = Fields {
-            request_id: None,
-            instances: None,
-            describe: None,
-            values: vec![None; features.len()],
-            twice: None,
-        };
-        // Most callers send the features in their order, so the next one is tried first.
-        let mut next = 0;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Self(ModelFile { features, .. }, order, _) = self;
+        let values = features.iter().map(|_| None).collect();
+        let mut fields = Fields { request_id: None, instances: None, describe: None, values, twice: None };
+        let mut known = 0;
         while let Some(Key(name)) = map.next_key()? {
-            let is_named = |feature: &crate::Feature| feature.name == name;
-            let field = if features.get(next).is_some_and(is_named) {
-                next += 1;
-                &mut fields.values[next - 1]
-            } else {
-                match name.as_ref() {
-                    "request_id" => &mut fields.request_id,
-                    "instances" => &mut fields.instances,
-                    "describe" => &mut fields.describe,
-                    _ => match features.iter().position(is_named) {
-                        Some(column) => &mut fields.values[column],
-                        None => {
-                            map.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    },
+            let is_named = |column: &usize| features[*column].name == name;
+            let other = match name.as_ref() {
+                _ if order.get(known).is_some_and(is_named) => None,
+                "request_id" => Some(&mut fields.request_id),
+                "instances" => Some(&mut fields.instances),
+                "describe" => Some(&mut fields.describe),
+                _ => match (0..features.len()).find(is_named) {
+                    Some(column) => {
+                        order.truncate(known);
+                        order.push(column);
+                        None
+                    }
+                    None => {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                },
+            };
+            let before = match other {
+                Some(field) => field.replace(map.next_value()?).is_some(),
+                None => {
+                    known += 1;
+                    fields.values[order[known - 1]].replace(map.next_value()?).is_some()
                 }
             };
-            if field.replace(map.next_value()?).is_some() {
+            if before {
                 fields.twice = Some(name.into_owned());
             }
         }
@@ -292,7 +281,7 @@ impl<'de> Visitor<'de> for FieldsOf<'_> {
 }
 
 /// A field's name, borrowed from the text unless it is written with escapes.
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 const BOM: char = '\u{feff}';
@@ -332,7 +321,7 @@ pub fn find_request_id(bytes: &[u8]) -> Value {
 }
 
 /// The JSON value at the start of a text, and what is behind it.
-fn first<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Option<(T, &'a str)> {
+fn first<'a, T: Deserialize<'a>>(text: &'a str) -> Option<(T, &'a str)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<T>();
     let value = values.next()?.ok()?;
     Some((value, &text[values.byte_offset()..]))

@@ -71,7 +71,7 @@ pub struct Table<R> {
 
 impl<R: Read> Table<R> {
     /// Read the header, and find a column for each feature, in whatever order: by its exact name first, then
-    /// forgiving case, spaces, dots, underscores and units (`Sepal.Length`, `SepalLengthCm`, `sepal length (cm)`).
+    /// forgiving case, spaces, dots, underscores and units (`Plant.Height`, `PlantHeightCm`, `plant height (cm)`).
     ///
     /// # Errors
     /// [`TableError`] says which feature has no column, or more than one.

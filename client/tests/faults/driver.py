@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from clients import CLIENT, FEATURES, STACK, ZIP, expected, iris, zipped
+from clients import CLIENT, FEATURES, STACK, TARGET, ZIP, expected, iris, zipped
 from local_cloud import size, wait_for
 from proxies import Gateway, Wire
 
@@ -88,7 +88,7 @@ class Asker:
     it ended."""
 
     def __init__(self, world, device="asker", port=None, deadline=15):
-        self.flowers, self.ends, self.counters = {}, {}, None
+        self.rows, self.ends, self.counters = {}, {}, None
         command = [CLIENT, "--dir", world.devices, "predict", "--requests", "-", "--json", "--device", device]
         command += ["--port", str(port or world.cloud.mqtt), "--deadline", str(deadline)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -104,11 +104,11 @@ class Asker:
             else:
                 self.ends.setdefault(end["request_id"], []).append({**end, "at": time.monotonic()})
 
-    def ask(self, request_id, flower, length=0):
+    def ask(self, request_id, row, length=0):
         """One question, padded with spaces to a length."""
-        self.flowers[request_id] = flower
+        self.rows[request_id] = row
         try:
-            self.process.stdin.write(question(request_id, flower).ljust(length) + "\n")
+            self.process.stdin.write(question(request_id, row).ljust(length) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return  # the client has ended: `finish` says why
@@ -116,11 +116,11 @@ class Asker:
     def ask_on(self, count, rate, over):
         """So many questions at a rate, and on until it is over."""
         began = time.monotonic()
-        for n, flower in enumerate(flowers()):
+        for n, row in enumerate(rows()):
             if n >= count and over.is_set():
                 return
             time.sleep(max(0, began + n / rate - time.monotonic()))
-            self.ask(f"q-{n}", flower)
+            self.ask(f"q-{n}", row)
 
     def finish(self, seconds=60):
         """Wait until every question has ended."""
@@ -138,14 +138,14 @@ class Asker:
 
     def tally(self):
         counts = Counter()
-        for request_id, flower in self.flowers.items():
+        for request_id, row in self.rows.items():
             ends = self.ends.get(request_id, [])
             counts["tried"] += 1
             counts["lost"] += not ends
             counts["twice"] += max(0, len(ends) - 1)
             for end in ends[:1]:
                 counts[end["outcome"]] += 1
-                counts["wrong"] += end["outcome"] == "answered" and not right(end["answer"], flower)
+                counts["wrong"] += end["outcome"] == "answered" and not right(end["answer"], row)
         return counts
 
     def refusals(self):
@@ -216,15 +216,15 @@ def reconnected(asker, at_least=1):
     return f"reconnected {counters['reconnected']}, asked again {counters['retried']}"
 
 
-def question(request_id, flower):
-    return json.dumps({"request_id": request_id, **dict(zip(FEATURES, flower))})
+def question(request_id, row):
+    return json.dumps({"request_id": request_id, **dict(zip(FEATURES, row))})
 
 
-def right(answer, flower):
+def right(answer, row):
     p = answer.get("probabilities")
-    return p == expected(flower) and answer.get("species") == max(p, key=p.get)
+    return p == expected(row) and answer.get(TARGET) == max(p, key=p.get)
 
 
-def flowers():
+def rows():
     """Fisher's, round and round."""
-    return itertools.cycle(flower for flower, _ in iris())
+    return itertools.cycle(row for row, _ in iris())
