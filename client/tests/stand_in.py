@@ -79,14 +79,15 @@ class StandIn:
                     self.said_goodbye = True
                     return
                 elif kind == PUBLISH:
-                    self.arrived += 1
-                    if self.arrived in self.lost:
-                        continue
                     end = 2 + int.from_bytes(body[:2], "big")
                     topic, number, payload = body[2:end], body[end : end + 2], body[end + 2 :]
+                    describes = b'"describe"' in payload  # neither counted nor slow: it comes before the questions
+                    self.arrived += not describes
+                    if not describes and self.arrived in self.lost:
+                        continue
                     writer.write(b"\x40\x02" + number)
                     reply = framed(topic.replace(b"/request/", b"/response/"), self._answer(payload))
-                    if self.delay:
+                    if self.delay and not describes:
                         self._loop.call_later(self.delay, writer.write, reply)
                     else:
                         writer.write(reply)

@@ -68,7 +68,7 @@ impl Run {
                 let random = (0..ROWS.1).map(|_| (any_row(&model), None)).collect();
                 (
                     random,
-                    format!("random rows within the training ranges ({e:#})"),
+                    format!("random rows within the training ranges ({e})"),
                 )
             }
         };

@@ -350,6 +350,7 @@ function build() {
   showLatest = place($("latest"), "None yet");
   showOwn = place($("own"), "Move the sliders and ask");
   for (const cells of rows) for (const cell of cells) cell.textContent = "–";
+  document.querySelector("main").classList.remove("empty");
   about.features.forEach((_, k) => moved(k));
   redraw();
 }
