@@ -1,11 +1,11 @@
-//! `client live`: a page that shows every flower of a run arriving, and asks about one's own.
+//! `client live`: a page that shows every row of a run arriving with its answer, and asks about one's own.
 //!
 //! A device like any other, with a certificate of its own, that hands on what it hears: the browser has no
 //! certificate and speaks no MQTT. What changes goes to the pages as server-sent events, what a page wants
 //! comes as a small POST.
 //!
 //! * [`asking`]: the run, the questions of the pages, and what became of each.
-//! * [`regions`]: what the model would say all over the petal plane.
+//! * [`regions`]: what the model would say all over a plane of two features.
 //! * [`events`]: the stream to one page, and what it leaves out when there is more than a page can draw.
 //! * [`guard`]: who is let in.
 
@@ -14,6 +14,7 @@ mod events;
 mod guard;
 mod regions;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,13 +37,13 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::predict::positive;
-use asking::{Asking, Data, Flower};
+use asking::{Asking, Run};
 use guard::{Guard, Refusal};
 
 /// What `live` may be told.
 #[derive(Args)]
 pub struct Live {
-    /// Questions a second, round and round the flowers while a page is open (AWS IoT takes 100 from a device)
+    /// Questions a second, round and round the rows while a page is open (AWS IoT takes 100 from a device)
     #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
     rate: f64,
     /// Port of the page; 0 for any that is free
@@ -54,7 +55,7 @@ pub struct Live {
     /// Only print the address
     #[arg(long, env = "NO_BROWSER", value_parser = FalseyValueParser::new())]
     no_browser: bool,
-    /// The flowers of the run, with their species
+    /// The rows of the run, with their labels where known; random rows where it does not fit the model
     #[arg(long, default_value = "data/iris.csv", value_name = "FILE")]
     csv: PathBuf,
     /// The device that asks
@@ -62,8 +63,8 @@ pub struct Live {
     device: String,
 }
 
-/// Longest body that is read: four numbers need far less.
-const MAX_BODY: usize = 1024;
+/// Longest body that is read: 256 features with the longest names fit.
+const MAX_BODY: usize = 64 * 1024;
 /// How long the pages may take to hear that it is over.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -71,7 +72,6 @@ impl Live {
     /// Connect, serve the page, and go on until Ctrl-C.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
         let device = Device::open(&dir.join(&self.device))?;
-        let data = Data::read(&self.csv)?;
         let host = if self.open_to_room {
             Ipv4Addr::UNSPECIFIED
         } else {
@@ -95,12 +95,15 @@ impl Live {
             ..Settings::default()
         };
         let client = Client::connect(&device, settings).await?;
-        let asking = Arc::new(Asking::new(client, data, self.rate));
+        let run = Run::new(client.describe().await?, &self.csv, 0);
+        let told_run = run.line();
+        let asking = Arc::new(Asking::new(client, self.csv, run, self.rate));
+        asking.find_axes().await;
 
         let mut tasks = JoinSet::new();
         tasks.spawn(asking::run(Arc::clone(&asking)));
         tasks.spawn(asking::report(Arc::clone(&asking)));
-        tasks.spawn(regions::keep(Arc::clone(&asking)));
+        tasks.spawn(asking::keep(Arc::clone(&asking)));
 
         let port = listener.local_addr()?.port();
         let (here, told) = addresses(&guard, port);
@@ -108,7 +111,7 @@ impl Live {
             router(Arc::clone(&asking), guard).into_make_service_with_connect_info::<SocketAddr>();
         let mut ending = asking.ending();
         let mut served = std::pin::pin!(async {
-            println!("{told}");
+            println!("{told}\n{told_run}");
             if !self.no_browser {
                 // A machine without a browser has the address on its terminal.
                 let _ = open::that_detached(here);
@@ -191,6 +194,7 @@ fn router(asking: Arc<Asking>, guard: Guard) -> Router {
         )
         .route("/events", get(watch))
         .route("/ask", post(ask))
+        .route("/regions", post(regions))
         .route("/run", post(start_or_pause))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(asking)
@@ -209,17 +213,35 @@ async fn watch(
     Ok(events::stream(asking, may_pause)?.into_response())
 }
 
-/// Somebody's own flower.
+/// Somebody's own row.
 async fn ask(State(asking): State<Arc<Asking>>, body: Bytes) -> Result<Response, Refusal> {
-    let flower: Flower = read(&body)?;
-    let told = asking.ask_for_page(flower.into()).await?;
+    let told = asking.ask_for_page(&read(&body)?).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], told).into_response())
+}
+
+/// The plane that a page shows.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Plane {
+    axes: [String; 2],
+    row: BTreeMap<String, f64>,
+}
+
+/// What the model says all over that plane.
+async fn regions(State(asking): State<Arc<Asking>>, body: Bytes) -> Result<Response, Refusal> {
+    let Plane { axes, row } = read(&body)?;
+    let grid = regions::grid(&asking, &axes, &row).await?;
+    Ok((
+        [(header::CONTENT_TYPE, "application/json")],
+        grid.to_string(),
+    )
+        .into_response())
 }
 
 /// What the button of the run sends.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Run {
+struct Turn {
     on: bool,
 }
 
@@ -229,7 +251,7 @@ async fn start_or_pause(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     body: Bytes,
 ) -> Result<(), Refusal> {
-    let Run { on } = read(&body)?;
+    let Turn { on } = read(&body)?;
     if !peer.ip().is_loopback() {
         return Err(Refusal::NotAtTheMachine);
     }
@@ -246,23 +268,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_four_numbers_and_nothing_else() {
-        let good =
-            br#"{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0}"#;
-        let flower: Flower = read(good).unwrap();
-        assert_eq!(<[f64; 4]>::from(flower), [5.1, 3.5, 1.4, 0.0]);
+    fn a_question_is_numbers_by_name_and_nothing_else() {
+        let row: BTreeMap<String, f64> = read(br#"{"weight": 5.1, "width": 0}"#).unwrap();
+        assert_eq!(row["weight"], 5.1);
         for bad in [
             &b""[..],
             b"\xff",
             b"[]",
-            b"{}",
-            br#"{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4}"#,
-            br#"{"sepal_length": "5.1", "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0}"#,
-            br#"{"sepal_length": 1e999, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0}"#,
-            br#"{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0, "x": 1}"#,
+            br#"{"weight": "5.1"}"#,
+            br#"{"weight": 1e999}"#,
         ] {
+            let read = read::<BTreeMap<String, f64>>(bad);
             assert!(
-                matches!(read::<Flower>(bad), Err(Refusal::Malformed(_))),
+                matches!(read, Err(Refusal::Malformed(_))),
                 "{}",
                 String::from_utf8_lossy(bad)
             );

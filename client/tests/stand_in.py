@@ -13,7 +13,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 
-from clients import CLASSES, FEATURES, REFERENCE, probabilities
+from clients import CLASSES, FEATURES, REFERENCE, iris, probabilities
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,8 +25,9 @@ CONNECT, PUBLISH, SUBSCRIBE, PING, DISCONNECT = 1, 3, 8, 12, 14
 class StandIn:
     """Listens on a free port of 127.0.0.1 from `with` on; `folder/live` is a device that may connect."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, file=None):
         self.folder, self.model, self.delay = folder, "a" * 64, 0.0
+        self.file = file or IRIS  # what it answers by; a test may put another in its place, with another `model`
         self.lost = set()  # of the messages that arrive, by number from 1
         self.grants = True  # what is subscribed to
         self.arrived, self.connections, self.said_goodbye = 0, 0, False
@@ -78,14 +79,15 @@ class StandIn:
                     self.said_goodbye = True
                     return
                 elif kind == PUBLISH:
-                    self.arrived += 1
-                    if self.arrived in self.lost:
-                        continue
                     end = 2 + int.from_bytes(body[:2], "big")
                     topic, number, payload = body[2:end], body[end : end + 2], body[end + 2 :]
+                    describes = b'"describe"' in payload  # neither counted nor slow: it comes before the questions
+                    self.arrived += not describes
+                    if not describes and self.arrived in self.lost:
+                        continue
                     writer.write(b"\x40\x02" + number)
                     reply = framed(topic.replace(b"/request/", b"/response/"), self._answer(payload))
-                    if self.delay:
+                    if self.delay and not describes:
                         self._loop.call_later(self.delay, writer.write, reply)
                     else:
                         writer.write(reply)
@@ -96,21 +98,46 @@ class StandIn:
             writer.close()
 
     def _answer(self, payload):
-        request = json.loads(payload)
-        flowers = [[flower[name] for name in FEATURES] for flower in request.get("flowers", [request])]
-        answer = {"request_id": request["request_id"], "model": self.model, "cold_start": False, "handler_us": 1}
-        if any(not 0 <= x <= 100 for flower in flowers for x in flower):
-            answer = {"request_id": request["request_id"], "error": {"code": "out_of_range", "message": "no flower"}}
-        elif "flowers" in request:
-            answer["predictions"] = [predicted(flower) for flower in flowers]
+        request, file = json.loads(payload), self.file
+        head = {"request_id": request["request_id"], "model": self.model}
+        if request.get("describe"):
+            return json.dumps(head | {name: file[name] for name in ("target", "features", "classes")}).encode()
+        instances = request.get("instances", [request])
+        try:
+            predictions = [predicted(file, instance) for instance in instances]
+        except KeyError as error:
+            refusal = {"code": "missing_field", "message": f"`{error.args[0]}` is missing"}
+        except ValueError as error:
+            refusal = {"code": "out_of_range", "message": str(error)}
         else:
-            answer |= predicted(flowers[0])
-        return json.dumps(answer).encode()
+            result = {"predictions": predictions} if "instances" in request else predictions[0]
+            return json.dumps(head | result | {"cold_start": False, "handler_us": 1}).encode()
+        return json.dumps({"request_id": request["request_id"], "error": refusal}).encode()
 
 
-def predicted(flower):
-    p = dict(zip(CLASSES, probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], flower)))
-    return {"species": max(p, key=p.get), "probabilities": p, "in_distribution": 1.0 <= flower[2] <= 6.9}
+def predicted(file, instance):
+    features = file["features"]
+    row = [instance[feature["name"]] for feature in features]
+    for x, feature in zip(row, features):
+        if not feature["accept"][0] <= x <= feature["accept"][1]:
+            raise ValueError(f"`{feature['name']}` is out of range")
+    p = dict(zip(file["classes"], probabilities(file["weights"], file["intercepts"], row)))
+    seen = all(feature["min"] <= x <= feature["max"] for x, feature in zip(row, features))
+    return {file["target"]: max(p, key=p.get), "probabilities": p, "in_distribution": seen}
+
+
+def reference():
+    """scikit-learn's weights as a model file has them."""
+    columns = list(zip(*(row for row, _ in iris())))
+    features = [
+        {"name": name, "unit": "cm", "min": min(column), "max": max(column), "accept": [0, 100]}
+        for name, column in zip(FEATURES, columns)
+    ]
+    weights, intercepts = REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"]
+    return {"target": "species", "features": features, "classes": CLASSES, "weights": weights, "intercepts": intercepts}
+
+
+IRIS = reference()
 
 
 async def packet(reader):

@@ -1,28 +1,32 @@
 //! The run, the questions of the pages, and what became of each.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use client::{AskError, Client, Link, Reply, question};
-use iris_fn::model::{FEATURE_NAMES, FEATURES};
-use serde::{Deserialize, Serialize};
+use client::{AskError, Client, Description, Link, Reply};
+use iris_fn::Feature;
+use iris_fn::table::{Table, TableError};
+use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
 use super::guard::Refusal;
+use super::regions::{self, GRIDS, Regions};
 
 /// How many questions of the run, and of the pages, may be open.
 const RUN_OPEN: u16 = 16;
 const PAGES_OPEN: u16 = 16;
-/// What the client has to take: all of these and the one about the regions, so that a run which is too fast
+/// What the client has to take: all of these, one for each grid, and a description, so that a run which is too fast
 /// never keeps a person waiting.
-pub const OPEN: u16 = RUN_OPEN + PAGES_OPEN + 1;
+pub const OPEN: u16 = RUN_OPEN + PAGES_OPEN + GRIDS + 1;
 /// How many pages may listen.
 const PAGES: usize = 200;
 /// A run that was held up makes up for this much of it, and lets the rest go.
@@ -32,87 +36,136 @@ const NOBODY: Duration = Duration::from_millis(100);
 /// Answers that are kept for pages which are slow to fetch them.
 const BEHIND: usize = 1024;
 
-/// A flower as a page sends it, and as the data has it; centimetres.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Flower {
-    sepal_length: f64,
-    sepal_width: f64,
-    petal_length: f64,
-    petal_width: f64,
+/// Seconds between two looks at which model answers.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Most rows of a file that are kept, and random ones where there is no file.
+const ROWS: (usize, usize) = (100_000, 500);
+/// Classes that an answer shows: the most probable ones.
+const SHOWN: usize = 6;
+
+/// The model that answers, and the rows that it is asked about.
+pub struct Run {
+    pub model: Description,
+    /// Counts up when features, classes or the target change.
+    pub shape: u64,
+    /// The two features that move the answer most.
+    pub axes: [usize; 2],
+    pub middle: Vec<f64>,
+    rows: Vec<(Vec<f64>, Option<String>)>,
+    /// Where the rows are from, in words.
+    source: String,
 }
 
-impl From<Flower> for [f64; FEATURES] {
-    fn from(flower: Flower) -> Self {
-        let Flower {
-            sepal_length,
-            sepal_width,
-            petal_length,
-            petal_width,
-        } = flower;
-        [sepal_length, sepal_width, petal_length, petal_width]
-    }
-}
-
-/// The flowers of the run.
-pub struct Data {
-    flowers: Vec<([f64; FEATURES], String)>,
-    columns: [Column; FEATURES],
-}
-
-/// What a slider has to know about a measurement, in centimetres.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Column {
-    name: &'static str,
-    min: f64,
-    max: f64,
-    mean: f64,
-}
-
-impl Data {
-    /// Read a CSV with the four measurements and the species.
-    ///
-    /// # Errors
-    /// The file, and the line that is wrong.
-    pub fn read(path: &Path) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Row {
-            sepal_length: f64,
-            sepal_width: f64,
-            petal_length: f64,
-            petal_width: f64,
-            species: String,
-        }
-        let said = || format!("cannot read {}", path.display());
-        let mut reader = csv::Reader::from_path(path).with_context(said)?;
-        let mut flowers = Vec::new();
-        for row in reader.deserialize() {
-            let row: Row = row.with_context(said)?;
-            let x = [
-                row.sepal_length,
-                row.sepal_width,
-                row.petal_length,
-                row.petal_width,
-            ];
-            flowers.push((x, row.species));
-        }
-        ensure!(!flowers.is_empty(), "{} has no flowers", path.display());
-        let column = |k: usize| {
-            let values = || flowers.iter().map(|(x, _)| x[k]);
-            Column {
-                name: FEATURE_NAMES[k],
-                min: values().fold(f64::INFINITY, f64::min),
-                max: values().fold(f64::NEG_INFINITY, f64::max),
-                mean: values().sum::<f64>() / flowers.len() as f64,
+impl Run {
+    /// The file's rows; random ones where it cannot be used.
+    pub fn new(model: Description, csv: &Path, shape: u64) -> Self {
+        let (rows, source) = match read(csv, &model) {
+            Ok(rows) => {
+                let source = format!("{} rows of {}", rows.len(), csv.display());
+                (rows, source)
+            }
+            Err(e) => {
+                let random = (0..ROWS.1).map(|_| (any_row(&model), None)).collect();
+                (
+                    random,
+                    format!("random rows within the training ranges ({e})"),
+                )
             }
         };
-        let columns = std::array::from_fn(column);
-        Ok(Self { flowers, columns })
+        let mean = |k: usize| rows.iter().map(|(row, _)| row[k] / rows.len() as f64).sum();
+        let middle = (0..model.features.len()).map(mean).collect();
+        Self {
+            model,
+            shape,
+            axes: [0, 1],
+            middle,
+            rows,
+            source,
+        }
     }
 
-    /// The mean flower.
-    pub fn mean(&self) -> [f64; FEATURES] {
-        self.columns.map(|column| column.mean)
+    /// The first line that the terminal has of it.
+    pub fn line(&self) -> String {
+        format!(
+            "model {}: {}, {}",
+            &self.model.model.get(..8).unwrap_or_default(),
+            self.model.target,
+            self.source
+        )
+    }
+
+    /// A page's row, in the model's order.
+    ///
+    /// # Errors
+    /// [`Refusal::Row`] names the feature that is missing, or the field that is none.
+    pub fn row(&self, fields: &BTreeMap<String, f64>) -> Result<Vec<f64>, Refusal> {
+        let features = &self.model.features;
+        if let Some(name) = fields
+            .keys()
+            .find(|name| features.iter().all(|f| f.name != **name))
+        {
+            return Err(Refusal::Row(format!("the model has no feature {name:?}")));
+        }
+        let value = |f: &Feature| {
+            fields
+                .get(&f.name)
+                .copied()
+                .ok_or_else(|| Refusal::Row(format!("`{}` is missing", f.name)))
+        };
+        features.iter().map(value).collect()
+    }
+}
+
+/// The rows of a CSV that fits the model.
+fn read(path: &Path, model: &Description) -> Result<Vec<(Vec<f64>, Option<String>)>> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let table = Table::open(BufReader::new(file), &model.features, &model.target)
+        .with_context(|| format!("{} does not fit", path.display()))?;
+    let rows = table.rows().take(ROWS.0).map(|row| {
+        let row = row?;
+        Ok((
+            row.values,
+            row.label.filter(|label| model.classes.contains(label)),
+        ))
+    });
+    let rows: Vec<_> = rows
+        .collect::<Result<_, TableError>>()
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(!rows.is_empty(), "{} has no rows", path.display());
+    Ok(rows)
+}
+
+fn any_row(model: &Description) -> Vec<f64> {
+    let value = |f: &Feature| f.min + (f.max - f.min) * fastrand::f64();
+    model.features.iter().map(value).collect()
+}
+
+/// A feature's slider, and its axis: a little wider than what training saw, in steps of a power of ten.
+pub fn slider(feature: &Feature) -> (f64, f64, f64) {
+    let [accept_low, accept_high] = feature.accept;
+    let wider = match feature.max - feature.min {
+        0.0 => feature.max.abs().max(1.0) / 2.0,
+        range => range / 10.0,
+    };
+    let (low, high) = (
+        (feature.min - wider).max(accept_low),
+        (feature.max + wider).min(accept_high),
+    );
+    let step = 10f64.powf(
+        ((high - low).clamp(1e-300, f64::MAX) / 50.0)
+            .log10()
+            .floor(),
+    );
+    // Written and read back, so that 73 steps of 0.1 are 7.3.
+    let tidy = |x: f64| format!("{x:.12e}").parse().unwrap_or(x);
+    let (tidy_low, tidy_high) = (
+        tidy((low / step).ceil() * step),
+        tidy((high / step).floor() * step),
+    );
+    if tidy_low < tidy_high {
+        (tidy_low, tidy_high, tidy(step))
+    } else {
+        (low, high, (high - low) / 50.0)
     }
 }
 
@@ -120,8 +173,9 @@ impl Data {
 #[derive(Debug, Serialize)]
 struct Told<'a> {
     request_id: &'a str,
-    /// In the order of the data's columns, cm.
-    flower: [f64; FEATURES],
+    shape: u64,
+    /// In the order of the features.
+    values: &'a [f64],
     /// The right answer, where it is known.
     truth: Option<&'a str>,
     #[serde(flatten)]
@@ -141,28 +195,50 @@ enum Outcome {
 }
 
 /// What a page shows of an answer.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize)]
 struct Answer {
-    species: String,
+    label: String,
     probabilities: BTreeMap<String, f64>,
     in_distribution: bool,
     model: String,
     cold_start: bool,
 }
 
-impl From<Result<Reply, AskError>> for Outcome {
-    fn from(reply: Result<Reply, AskError>) -> Self {
+impl Outcome {
+    fn of(reply: Result<Reply, AskError>, target: &str) -> Self {
         let failed = |code: &str, message: String| Self::Failed {
             error: json!({"code": code, "message": message}),
         };
         match reply {
-            Ok(Reply::Answer(answer)) => match serde_json::from_value(answer) {
-                Ok(answer) => Self::Answered(answer),
-                Err(e) => failed("unreadable_answer", format!("the answer is no answer: {e}")),
+            Ok(Reply::Answer(answer)) => match Answer::read(&answer, target) {
+                Some(answer) => Self::Answered(answer),
+                None => failed(
+                    "unreadable_answer",
+                    format!("the answer has no `{target}` with its probabilities"),
+                ),
             },
             Ok(Reply::Refusal(error)) => Self::Refused { error },
             Err(e) => failed(e.code(), e.to_string()),
         }
+    }
+}
+
+impl Answer {
+    fn read(answer: &Value, target: &str) -> Option<Self> {
+        let mut probabilities: Vec<(String, f64)> =
+            serde_json::from_value::<BTreeMap<_, _>>(answer["probabilities"].clone())
+                .ok()?
+                .into_iter()
+                .collect();
+        probabilities.sort_by(|a, b| b.1.total_cmp(&a.1));
+        probabilities.truncate(SHOWN);
+        Some(Self {
+            label: answer[target].as_str()?.to_owned(),
+            probabilities: probabilities.into_iter().collect(),
+            in_distribution: answer["in_distribution"].as_bool()?,
+            model: answer["model"].as_str()?.to_owned(),
+            cold_start: answer["cold_start"].as_bool()?,
+        })
     }
 }
 
@@ -177,7 +253,11 @@ pub struct Shown {
 /// The connection, and everything that the pages hear about it.
 pub struct Asking {
     client: Client,
-    data: Data,
+    csv: PathBuf,
+    run: watch::Sender<Arc<Run>>,
+    /// Another model may answer than the one that was described.
+    doubt: Notify,
+    pub regions: Regions,
     rate: f64,
     /// What the ids of this server's questions begin with, and how many there were.
     name: u32,
@@ -185,11 +265,6 @@ pub struct Asking {
     pages_open: Semaphore,
     pages: Arc<Semaphore>,
     answers: broadcast::Sender<Arc<Shown>>,
-    /// The model that answered last.
-    model: watch::Sender<String>,
-    /// What is known of the regions: their text, and why there is nothing newer.
-    pub regions: watch::Sender<Option<Arc<str>>>,
-    pub trouble: watch::Sender<Option<String>>,
     status: watch::Sender<Arc<str>>,
     on: watch::Sender<bool>,
     over: watch::Sender<bool>,
@@ -197,19 +272,19 @@ pub struct Asking {
 
 impl Asking {
     /// Ready to ask; the run is on.
-    pub fn new(client: Client, data: Data, rate: f64) -> Self {
+    pub fn new(client: Client, csv: PathBuf, run: Run, rate: f64) -> Self {
         Self {
             client,
-            data,
+            csv,
+            run: watch::Sender::new(Arc::new(run)),
+            doubt: Notify::new(),
+            regions: Regions::default(),
             rate,
             name: fastrand::u32(..),
             asked: AtomicU64::new(0),
             pages_open: Semaphore::new(PAGES_OPEN.into()),
             pages: Arc::new(Semaphore::new(PAGES)),
             answers: broadcast::Sender::new(BEHIND),
-            model: watch::Sender::default(),
-            regions: watch::Sender::default(),
-            trouble: watch::Sender::default(),
             status: watch::Sender::new("{}".into()),
             on: watch::Sender::new(true),
             over: watch::Sender::new(false),
@@ -231,28 +306,28 @@ impl Asking {
         }
     }
 
-    /// Ask about a flower, and tell all pages what became of it.
+    /// Ask about a row, and tell all pages what became of it.
     async fn ask_and_tell(
         &self,
-        flower: [f64; FEATURES],
+        run: &Run,
+        values: &[f64],
         truth: Option<&str>,
         from_page: bool,
     ) -> Arc<Shown> {
         let id = self.id();
         let asked = Instant::now();
-        let reply = self.ask(&question(&id, flower)).await;
+        let reply = self.ask(&run.model.request(&id, values)).await;
         let (ms, at) = (millis(asked.elapsed()), since_1970());
-        let outcome = Outcome::from(reply);
-        if let Outcome::Answered(Answer { model, .. }) = &outcome {
-            self.model.send_if_modified(|last| {
-                let new = last != model;
-                last.clone_from(model);
-                new
-            });
+        let outcome = Outcome::of(reply, &run.model.target);
+        // A model with other features refuses, and a refusal does not say whose it is.
+        if !matches!(&outcome, Outcome::Answered(answer) if answer.model == run.model.model) {
+            self.doubt.notify_one();
         }
+        let shape = run.shape;
         let told = Told {
             request_id: &id,
-            flower,
+            shape,
+            values,
             truth,
             outcome,
             ms,
@@ -270,13 +345,15 @@ impl Asking {
     /// Ask for a page, which hears it as all the others do, and here.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] instead of a queue of people who have given up.
-    pub async fn ask_for_page(&self, flower: [f64; FEATURES]) -> Result<String, Refusal> {
+    /// [`Refusal::Row`], or [`Refusal::Busy`] instead of a queue of people who have given up.
+    pub async fn ask_for_page(&self, fields: &BTreeMap<String, f64>) -> Result<String, Refusal> {
+        let run = self.current();
+        let row = run.row(fields)?;
         let busy = |_| Refusal::Busy {
             waiting: PAGES_OPEN.into(),
         };
         let _permit = self.pages_open.try_acquire().map_err(busy)?;
-        Ok(self.ask_and_tell(flower, None, true).await.json.clone())
+        Ok(self.ask_and_tell(&run, &row, None, true).await.json.clone())
     }
 
     /// Start or pause the run.
@@ -284,10 +361,45 @@ impl Asking {
         self.on.send_replace(on);
     }
 
-    /// What the sliders need, and the first thing that a page hears.
+    /// What a page is built from.
     pub fn about(&self, may_pause: bool) -> String {
-        json!({"columns": self.data.columns, "flowers": self.data.flowers.len(), "may_pause": may_pause})
-            .to_string()
+        let run = self.current();
+        let feature = |(k, f): (usize, &Feature)| {
+            let (low, high, step) = slider(f);
+            json!({"name": f.name, "unit": f.unit, "min": f.min, "max": f.max, "accept": f.accept, "low": low, "high": high,
+                   "step": step, "middle": run.middle[k]})
+        };
+        let features: Vec<_> = run.model.features.iter().enumerate().map(feature).collect();
+        json!({"target": run.model.target, "features": features, "classes": run.model.classes, "model": run.model.model,
+               "shape": run.shape, "axes": run.axes, "source": run.source, "may_pause": may_pause})
+        .to_string()
+    }
+
+    /// Find the axes of the first model.
+    pub async fn find_axes(&self) {
+        let run = self.current();
+        let found = regions::axes(self, &run).await;
+        drop(run);
+        if let Ok(axes) = found {
+            self.run.send_modify(|run| {
+                if let Some(run) = Arc::get_mut(run) {
+                    run.axes = axes;
+                }
+            });
+        }
+    }
+
+    /// Another model may answer by now.
+    pub fn doubts(&self) {
+        self.doubt.notify_one();
+    }
+
+    pub fn current(&self) -> Arc<Run> {
+        Arc::clone(&self.run.borrow())
+    }
+
+    pub fn runs(&self) -> watch::Receiver<Arc<Run>> {
+        self.run.subscribe()
     }
 
     /// A place for a page.
@@ -302,14 +414,6 @@ impl Asking {
 
     pub fn status(&self) -> watch::Receiver<Arc<str>> {
         self.status.subscribe()
-    }
-
-    pub fn model(&self) -> watch::Receiver<String> {
-        self.model.subscribe()
-    }
-
-    pub fn mean(&self) -> [f64; FEATURES] {
-        self.data.mean()
     }
 
     /// Becomes true when it is over.
@@ -334,7 +438,7 @@ impl Asking {
             Link::Closed => ("closed", None),
         };
         json!({"link": state, "reason": reason, "counters": self.client.counters(), "per_second": per_second,
-               "rate": self.rate, "on": *self.on.borrow(), "regions": *self.trouble.borrow()})
+               "rate": self.rate, "on": *self.on.borrow()})
         .to_string()
         .into()
     }
@@ -350,21 +454,39 @@ fn since_1970() -> f64 {
         .map_or(0.0, millis)
 }
 
-/// Ask about the flowers of the data, round and round and each time in another order, while the run is on and
-/// somebody looks: a forgotten terminal costs nothing.
+/// Have the model described anew when another one seems to answer.
+pub async fn keep(asking: Arc<Asking>) {
+    loop {
+        asking.doubt.notified().await;
+        if let Ok(model) = asking.client.describe().await {
+            let old = asking.current();
+            if old.model.model != model.model {
+                let same = (&old.model.features, &old.model.classes, &old.model.target)
+                    == (&model.features, &model.classes, &model.target);
+                let mut run = Run::new(model, &asking.csv, old.shape + u64::from(!same));
+                run.axes = if same {
+                    old.axes
+                } else {
+                    regions::axes(&asking, &run).await.unwrap_or(run.axes)
+                };
+                println!("{}", run.line());
+                asking.run.send_replace(Arc::new(run));
+            }
+        }
+        sleep(PATIENCE).await;
+    }
+}
+
+/// Ask about the rows, round and round and each time in another order, while the run is on and somebody looks: a
+/// forgotten terminal costs nothing.
 pub async fn run(asking: Arc<Asking>) {
     let every = Duration::from_secs_f64(1.0 / asking.rate);
     let room = Arc::new(Semaphore::new(RUN_OPEN.into()));
     let mut on = asking.on.subscribe();
     let mut open = JoinSet::new();
     let mut due = tokio::time::Instant::now();
-    let mut rows: Vec<usize> = (0..asking.data.flowers.len()).collect();
-    for n in (0..rows.len()).cycle() {
-        // The data is sorted by species.
-        if n == 0 {
-            fastrand::shuffle(&mut rows);
-        }
-        let row = rows[n];
+    let (mut shape, mut order) = (u64::MAX, Vec::new());
+    loop {
         if on.wait_for(|on| *on).await.is_err() {
             return;
         }
@@ -378,10 +500,21 @@ pub async fn run(asking: Arc<Asking>) {
         let now = tokio::time::Instant::now();
         due = (due + every).max(now.checked_sub(CATCH_UP).unwrap_or(now));
         sleep_until(due).await;
+        let run = asking.current();
+        if order.is_empty() || shape != run.shape {
+            // A file is often sorted by class.
+            shape = run.shape;
+            order = (0..run.rows.len()).collect();
+            fastrand::shuffle(&mut order);
+        }
+        let row = order.pop().unwrap_or(0);
         let asking = Arc::clone(&asking);
         open.spawn(async move {
-            let (flower, species) = &asking.data.flowers[row];
-            asking.ask_and_tell(*flower, Some(species), false).await;
+            if let Some((values, truth)) = run.rows.get(row) {
+                asking
+                    .ask_and_tell(&run, values, truth.as_deref(), false)
+                    .await;
+            }
             drop(permit);
         });
     }
@@ -415,75 +548,60 @@ pub async fn report(asking: Arc<Asking>) {
 mod tests {
     use super::*;
 
-    fn told(reply: Result<Reply, AskError>) -> Value {
-        json!(Told {
-            request_id: "a",
-            flower: [5.1, 3.5, 1.4, 0.2],
-            truth: Some("setosa"),
-            outcome: reply.into(),
-            ms: 4.25,
-            at: 1.5,
-        })
-    }
-
-    #[test]
-    fn an_answer_is_told_with_all_that_the_page_shows() {
-        let answer = json!({"request_id": "a", "species": "setosa", "probabilities": {"setosa": 1.0},
-            "in_distribution": true, "model": "m", "cold_start": false, "handler_us": 7});
-        assert_eq!(
-            told(Ok(Reply::Answer(answer))),
-            json!({"request_id": "a", "flower": [5.1, 3.5, 1.4, 0.2], "truth": "setosa", "outcome": "answered",
-                "species": "setosa", "probabilities": {"setosa": 1.0}, "in_distribution": true, "model": "m",
-                "cold_start": false, "ms": 4.25, "at": 1.5})
-        );
-    }
-
-    #[test]
-    fn a_refusal_and_a_failure_are_told_with_code_and_message() {
-        let refusal = told(Ok(Reply::Refusal(
-            json!({"code": "out_of_range", "message": "m"}),
-        )));
-        assert_eq!(refusal["outcome"], "refused");
-        assert_eq!(
-            refusal["error"],
-            json!({"code": "out_of_range", "message": "m"})
-        );
-        let failure = told(Err(AskError::Closed));
-        assert_eq!(failure["outcome"], "failed");
-        assert_eq!(failure["error"]["code"], "closed");
-        let strange = told(Ok(Reply::Answer(json!({"request_id": "a"}))));
-        assert_eq!(
-            (&strange["outcome"], &strange["error"]["code"]),
-            (&json!("failed"), &json!("unreadable_answer"))
-        );
-    }
-
-    #[test]
-    fn the_data_is_fishers() {
-        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../data/iris.csv"));
-        let data = Data::read(path).unwrap();
-        assert_eq!(data.flowers.len(), 150);
-        assert_eq!(data.flowers[0], ([5.1, 3.5, 1.4, 0.2], "setosa".to_owned()));
-        let Column {
-            name,
+    fn feature(min: f64, max: f64, accept: [f64; 2]) -> Feature {
+        Feature {
+            name: "a".into(),
+            unit: String::new(),
             min,
             max,
-            mean,
-        } = data.columns[2];
-        assert_eq!((name, min, max), ("petal_length", 1.0, 6.9));
-        assert!((mean - 3.758).abs() < 1e-9, "{mean}");
+            accept,
+        }
     }
 
     #[test]
-    fn a_bad_row_is_named_by_its_line() {
-        let path = std::env::temp_dir().join(format!("live-{}.csv", std::process::id()));
-        std::fs::write(
-            &path,
-            "sepal_length,sepal_width,petal_length,petal_width,species\n5.1,x,1.4,0.2,setosa\n",
-        )
-        .unwrap();
-        let error = Data::read(&path).err().map(|e| format!("{e:#}"));
-        std::fs::remove_file(&path).unwrap();
-        assert!(error.is_some_and(|e| e.contains("line: 2")));
+    fn a_slider_is_a_little_wider_than_training_and_within_what_is_accepted() {
+        assert_eq!(slider(&feature(1.0, 6.9, [0.0, 100.0])), (0.5, 7.4, 0.1));
+        assert_eq!(slider(&feature(0.0, 16.0, [0.0, 16.0])), (0.0, 16.0, 0.1));
+        assert_eq!(
+            slider(&feature(2700.0, 6300.0, [0.0, 1e5])),
+            (2340.0, 6660.0, 10.0)
+        );
+    }
+
+    #[test]
+    fn a_feature_that_never_varied_still_has_a_range() {
+        let (low, high, step) = slider(&feature(0.0, 0.0, [-1.0, 1.0]));
+        assert!(low < 0.0 && high > 0.0 && step > 0.0);
+    }
+
+    #[test]
+    fn an_answer_shows_the_label_under_the_target_and_the_most_probable_classes() {
+        let probabilities: Value = (0..9)
+            .map(|k| (k.to_string(), json!(f64::from(k) / 36.0)))
+            .collect();
+        let answer = json!({"digit": "8", "probabilities": probabilities, "in_distribution": true, "model": "m", "cold_start": false});
+        let read = Answer::read(&answer, "digit").unwrap();
+        assert_eq!(read.label, "8");
+        assert_eq!(
+            read.probabilities.keys().collect::<Vec<_>>(),
+            ["3", "4", "5", "6", "7", "8"]
+        );
+        assert_eq!(Answer::read(&answer, "species"), None);
+    }
+
+    #[test]
+    fn a_pages_row_has_every_feature_and_no_other() {
+        let model = Description {
+            target: "t".into(),
+            features: vec![feature(0.0, 1.0, [0.0, 1.0])],
+            classes: vec![],
+            model: "m".into(),
+        };
+        let run = Run::new(model, Path::new("/nowhere"), 0);
+        assert!(run.source.starts_with("random rows"));
+        assert_eq!(run.row(&[("a".to_owned(), 0.5)].into()).unwrap(), [0.5]);
+        for wrong in [BTreeMap::new(), [("b".to_owned(), 0.5)].into()] {
+            assert!(matches!(run.row(&wrong), Err(Refusal::Row(_))), "{wrong:?}");
+        }
     }
 }

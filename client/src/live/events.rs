@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::asking::{Asking, Shown};
+use super::asking::{Asking, Run, Shown};
 use super::guard::Refusal;
 
 /// Answers that arrive within this time of each other come in one message: two frames of a screen.
@@ -26,10 +26,11 @@ const AT_ONCE: f64 = 64.0;
 
 /// What one page listens to.
 struct Page {
-    about: Option<String>,
+    asking: Arc<Asking>,
+    may_pause: bool,
+    runs: watch::Receiver<Arc<Run>>,
     answers: broadcast::Receiver<Arc<Shown>>,
     status: watch::Receiver<Arc<str>>,
-    regions: watch::Receiver<Option<Arc<str>>>,
     over: watch::Receiver<bool>,
     /// When the last answers were sent.
     told: Instant,
@@ -42,16 +43,17 @@ pub fn stream(
     may_pause: bool,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let mut page = Page {
-        about: Some(asking.about(may_pause)),
+        runs: asking.runs(),
+        may_pause,
         answers: asking.answers(),
         status: asking.status(),
-        regions: asking.regions.subscribe(),
         over: asking.ending(),
         told: Instant::now(),
         _place: asking.page()?,
+        asking,
     };
     page.status.mark_changed();
-    page.regions.mark_changed();
+    page.runs.mark_changed();
     let stream = unfold(page, |mut page| async {
         let event = page.next().await?;
         Some((Ok(event), page))
@@ -64,18 +66,13 @@ impl Page {
     /// The next event; `None` when it is over.
     async fn next(&mut self) -> Option<Event> {
         let event = |name: &str, json: &str| Some(Event::default().event(name).data(json));
-        if let Some(about) = self.about.take() {
-            return event("about", &about);
-        }
         loop {
             tokio::select! {
                 biased;
                 _ = self.over.wait_for(|over| *over) => return None,
-                changed = self.regions.changed() => {
+                changed = self.runs.changed() => {
                     changed.ok()?;
-                    if let Some(regions) = self.regions.borrow_and_update().as_deref() {
-                        return event("regions", regions);
-                    }
+                    return event("about", &self.asking.about(self.may_pause));
                 }
                 changed = self.status.changed() => {
                     changed.ok()?;

@@ -66,6 +66,12 @@ pub enum Refusal {
     /// Not what is asked for here.
     #[error("not a question: {0}")]
     Malformed(serde_json::Error),
+    /// Not a row of the model.
+    #[error("not a row of this model: {0}")]
+    Row(String),
+    /// The model could not be asked about the plane.
+    #[error("no regions: {0}")]
+    NoRegions(String),
     /// The questions of the pages wait for each other.
     #[error("{waiting} questions from pages are waiting already: try again in a moment")]
     Busy {
@@ -89,6 +95,8 @@ impl Refusal {
             Self::NotJson => "not_json",
             Self::Token => "no_token",
             Self::Malformed(_) => "malformed_question",
+            Self::Row(_) => "wrong_row",
+            Self::NoRegions(_) => "no_regions",
             Self::Busy { .. } => "busy",
             Self::TooManyPages(_) => "too_many_pages",
             Self::NotAtTheMachine => "not_at_the_machine",
@@ -100,7 +108,8 @@ impl Refusal {
             Self::Host(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Origin(_) | Self::Token | Self::NotAtTheMachine => StatusCode::FORBIDDEN,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Malformed(_) | Self::Row(_) => StatusCode::BAD_REQUEST,
+            Self::NoRegions(_) => StatusCode::BAD_GATEWAY,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TooManyPages(_) => StatusCode::SERVICE_UNAVAILABLE,
         }

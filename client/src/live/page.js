@@ -1,8 +1,7 @@
 // What the server says goes in by `/events`; what is asked goes out by `/ask` and `/run`. Nothing else is loaded.
 
-const SPECIES = ["setosa", "versicolor", "virginica"];
-const FEATURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"];
-const PLANE = { width: 7.5, height: 2.8 };  // cm, petal length and width
+const COLOURS = 8;  // and as many shapes; both begin anew after that
+let about = { features: [], classes: [], axes: [0, 0], target: "" };
 const SPARK = 700;  // ms that an arrival is lit
 const ROWS = 8;
 const KEPT = 1000;  // marks, and round trips
@@ -16,13 +15,17 @@ if (location.search) history.replaceState(null, "", location.pathname);
 
 const layers = Object.fromEntries(["surface", "ink", "sparks"].map((id) => [id, $(id).getContext("2d")]));
 let size = { width: 0, height: 0 };  // of the plane, CSS pixels
-const margin = { left: 46, right: 10, top: 8, bottom: 42 };
+const margin = { left: 64, right: 10, top: 8, bottom: 42 };
 let colours = {};
 let grid = null;  // the regions, as they came
-let marks = new Map();  // by place and species: a flower that comes again is the same mark
+let marks = new Map();  // by row and label: one that comes again is the same mark
 
-const x = (cm) => margin.left + Math.min(Math.max(cm / PLANE.width, 0), 1) * size.width;
-const y = (cm) => margin.top + (1 - Math.min(Math.max(cm / PLANE.height, 0), 1)) * size.height;
+let axes = [0, 0];  // the features that the plane shows
+const colour = (label) => { const k = about.classes.indexOf(label); return k < 0 ? colours.text : colours[`c${k % COLOURS}`]; };
+
+const part = (k, v) => { const { low, high } = about.features[k]; return Math.min(Math.max((v - low) / (high - low || 1), 0), 1); };
+const spot = (values) => [margin.left + part(axes[0], values[axes[0]]) * size.width,
+  margin.top + (1 - part(axes[1], values[axes[1]])) * size.height];
 
 function layOut() {
   const { width, height } = $("stage").getBoundingClientRect();
@@ -35,8 +38,13 @@ function layOut() {
   size = { width: width - margin.left - margin.right, height: height - margin.top - margin.bottom };
   const style = getComputedStyle(document.documentElement);
   colours = Object.fromEntries(
-    ["card", "text", "muted", "line", ...SPECIES].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+    ["card", "text", "muted", "line", ...Array.from({ length: COLOURS }, (_, k) => `c${k}`)].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  redraw();
+}
+
+function redraw() {
   drawSurface();
+  layers.ink.clearRect(0, 0, size.width + 100, size.height + 100);
   for (const mark of marks.values()) drawMark(mark);
   wake();
 }
@@ -44,6 +52,7 @@ function layOut() {
 function drawSurface() {
   const context = layers.surface;
   context.clearRect(0, 0, size.width + 100, size.height + 100);
+  if (!about.features.length) return;
   if (grid) context.drawImage(tinted(grid), margin.left, margin.top, size.width, size.height);
   context.strokeStyle = colours.line;
   context.strokeRect(margin.left + 0.5, margin.top + 0.5, size.width - 1, size.height - 1);
@@ -51,26 +60,37 @@ function drawSurface() {
   context.font = "13px system-ui, sans-serif";
   context.textAlign = "center";
   context.textBaseline = "top";
-  for (let cm = 0; cm <= PLANE.width; cm++) context.fillText(cm, x(cm), margin.top + size.height + 6);
-  context.fillText("petal length (cm)", margin.left + size.width / 2, margin.top + size.height + 24);
+  const [across, up] = axes.map((k) => about.features[k]);
+  for (const v of ticksOf(across)) {
+    context.fillText(number(v), margin.left + part(axes[0], v) * size.width, margin.top + size.height + 6);
+  }
+  context.fillText(named(across), margin.left + size.width / 2, margin.top + size.height + 24);
   context.textAlign = "right";
   context.textBaseline = "middle";
-  for (let cm = 0; cm <= PLANE.height; cm += 0.5) context.fillText(cm.toFixed(1), margin.left - 8, y(cm));
+  for (const v of ticksOf(up)) context.fillText(number(v), margin.left - 8, margin.top + (1 - part(axes[1], v)) * size.height);
   context.save();
   context.translate(8, margin.top + size.height / 2);
   context.rotate(-Math.PI / 2);
   context.textAlign = "center";
-  context.fillText("petal width (cm)", 0, 0);
+  context.fillText(named(up), 0, 0);
   context.restore();
 }
 
-// Each pixel in the colour of the likeliest species, the paler the less sure; between the grid's points the
+// Some six round numbers.
+function ticksOf({ low, high }) {
+  const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough || 1));
+  const step = power * ([1, 2, 5].find((n) => n * power >= rough) ?? 10), found = [];
+  for (let k = Math.ceil(low / step); k * step <= high && found.length < 20; k++) found.push(k * step);
+  return found;
+}
+
+// Each pixel in the colour of the likeliest class, the paler the less sure; between the grid's points the
 // probabilities are interpolated.
 function tinted({ columns, rows, thousandths, classes }) {
   const [width, height] = [Math.max(1, Math.round(size.width)), Math.max(1, Math.round(size.height))];
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d");
-  const rgb = classes.map((name) => hex(colours[name] ?? colours.muted));
+  const rgb = classes.map((k) => hex(colours[`c${k % COLOURS}`]));
   const image = context.createImageData(width, height);
   for (let j = 0; j < height; j++) {
     const v = (1 - (j + 0.5) / height) * (rows - 1);
@@ -88,7 +108,7 @@ function tinted({ columns, rows, thousandths, classes }) {
       }
       const pixel = (j * width + i) * 4;
       [image.data[pixel], image.data[pixel + 1], image.data[pixel + 2]] = rgb[best];
-      image.data[pixel + 3] = 255 * (0.06 + 0.34 * Math.max(0, (most / 1000 - 1 / 3) * 1.5));
+      image.data[pixel + 3] = 255 * (0.06 + 0.34 * Math.max(0, (most / 1000 - 1 / about.classes.length) / (1 - 1 / about.classes.length)));
     }
   }
   context.putImageData(image, 0, 0);
@@ -97,30 +117,36 @@ function tinted({ columns, rows, thousandths, classes }) {
 
 const hex = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
-function outline(context, species, px, py, r) {
+// Corners of each shape around a circle of radius 1; the first one is that circle.
+const polygon = (n, turn, inner = 1) => Array.from({ length: n }, (_, k) => {
+  const angle = 2 * Math.PI * (k / n + turn), r = 1.2 * (k % 2 ? inner : 1);
+  return [Math.sin(angle) * r, -Math.cos(angle) * r];
+});
+const SHAPES = [null, polygon(3, 0), polygon(4, 1 / 8), polygon(4, 0), polygon(3, 0.5), polygon(10, 0, 0.45),
+  polygon(8, 0, 0.35), polygon(6, 0)];
+
+function outline(context, label, px, py, r) {
   context.beginPath();
-  if (species === "setosa") context.arc(px, py, r, 0, 2 * Math.PI);
-  else if (species === "versicolor") {
-    context.moveTo(px, py - r * 1.2);
-    context.lineTo(px + r * 1.15, py + r * 0.85);
-    context.lineTo(px - r * 1.15, py + r * 0.85);
-    context.closePath();
-  } else if (species) context.rect(px - r * 0.9, py - r * 0.9, r * 1.8, r * 1.8);
-  else {
+  const k = about.classes.indexOf(label);
+  if (k < 0) {
     context.moveTo(px - r, py - r), context.lineTo(px + r, py + r);
     context.moveTo(px + r, py - r), context.lineTo(px - r, py + r);
+  } else if (k % COLOURS === 0) context.arc(px, py, r, 0, 2 * Math.PI);
+  else {
+    for (const [cx, cy] of SHAPES[k % COLOURS]) context.lineTo(px + cx * r, py + cy * r);
+    context.closePath();
   }
 }
 
-function drawMark({ flower, species, truth }) {
-  const context = layers.ink, [px, py] = [x(flower[2]), y(flower[3])];
-  outline(context, species, px, py, 5);
+function drawMark({ values, label, truth }) {
+  const context = layers.ink, [px, py] = spot(values);
+  outline(context, label, px, py, 5);
   context.lineWidth = 1.5;
-  context.strokeStyle = species ? colours.card : colours.text;
-  context.fillStyle = colours[species] ?? "transparent";
+  context.strokeStyle = label ? colours.card : colours.text;
+  context.fillStyle = label ? colour(label) : "transparent";
   context.stroke();
   context.fill();
-  if (species && truth && species !== truth) {
+  if (label && truth && label !== truth) {
     context.beginPath();
     context.arc(px, py, 9, 0, 2 * Math.PI);
     context.strokeStyle = colours.text;
@@ -133,19 +159,20 @@ let sparks = [];
 function drawSparks(now) {
   const context = layers.sparks;
   context.clearRect(0, 0, size.width + 100, size.height + 100);
-  const [px, py] = [x(value("petal_length")), y(value("petal_width"))];
+  if (!about.features.length) return;
+  const [px, py] = spot(own());
   context.strokeStyle = colours.text;
   context.lineWidth = 1.5;
   context.beginPath();
   context.moveTo(px - 9, py), context.lineTo(px + 9, py), context.moveTo(px, py - 9), context.lineTo(px, py + 9);
   context.stroke();
   sparks = sparks.filter(({ born }) => now - born < SPARK);
-  for (const { flower, species, born } of sparks) {
+  for (const { values, label, born } of sparks) {
     const age = Math.max(0, (now - born) / SPARK);
-    outline(context, species, x(flower[2]), y(flower[3]), still.matches ? 10 : 6 + 14 * age);
+    outline(context, label, ...spot(values), still.matches ? 10 : 6 + 14 * age);
     context.globalAlpha = still.matches ? 1 : 1 - age;
     context.lineWidth = 2;
-    context.strokeStyle = colours[species] ?? colours.text;
+    context.strokeStyle = colour(label);
     context.stroke();
   }
   context.globalAlpha = 1;
@@ -168,7 +195,7 @@ function frame(now) {
   const drawn = arrived;
   arrived = [];
   for (const answer of drawn) {
-    const key = `${answer.flower[2]} ${answer.flower[3]} ${answer.species}`;
+    const key = `${answer.values} ${answer.label}`;
     marks.delete(key);
     marks.set(key, answer);
     if (marks.size > KEPT) marks.delete(marks.keys().next().value);
@@ -189,8 +216,12 @@ function frame(now) {
 // --- words ---------------------------------------------------------------------------------------------
 
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
-const centimetres = (flower) =>
-  flower.map((cm) => cm.toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 3 })).join(" · ");
+const number = (v) => String(Number(v.toPrecision(4)));
+const named = ({ name, unit }) => (unit ? `${name} (${unit})` : name);
+const united = (v, { unit }) => (unit ? `${number(v)} ${unit}` : number(v));
+// Of a long row, what the plane shows.
+const brief = (values) => (values.length <= 4 ? values.map((v, k) => [v, k]) : axes.map((k) => [values[k], k]))
+  .map(([v, k]) => united(v, about.features[k])).join(" · ");
 const duration = (ms) => (ms < 10 ? ms.toFixed(1) : ms.toFixed(0));
 
 function element(name, properties = {}, ...children) {
@@ -203,42 +234,54 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-const legend = Object.fromEntries(SPECIES.map((name) => [name, document.querySelector(`.legend .${name}`)]));
-const shape = (species) => legend[species]?.cloneNode(true) ?? "";
+const SVG = "http://www.w3.org/2000/svg";
 
-// The place for an answer, and how to fill it.
+function shape(label) {
+  const index = about.classes.indexOf(label), k = index % COLOURS;
+  if (index < 0) return "";
+  const make = (name, attributes) => {
+    const made = document.createElementNS(SVG, name);
+    for (const [key, set] of Object.entries(attributes)) made.setAttribute(key, set);
+    return made;
+  };
+  const svg = make("svg", { class: `mark c${k}`, viewBox: "0 0 16 16", "aria-hidden": "true" });
+  svg.append(k ? make("polygon", { points: SHAPES[k].map(([cx, cy]) => `${8 + 5.5 * cx},${8 + 5.5 * cy}`).join(" ") })
+    : make("circle", { cx: 8, cy: 8, r: 5.5 }));
+  return svg;
+}
+
+// The place for an answer, and how to fill it: six bars at most, in the model's order.
 function place(into, waiting) {
   const said = element("p", { className: "said", text: waiting });
   const bars = element("dl", { className: "bars" });
-  const filled = SPECIES.map((name) => {
-    const bar = element("i", { className: name }), p = element("dd", { text: "–" });
-    bars.append(element("dt", { text: name }), element("div", { className: "bar", "aria-hidden": "true" }, bar), p);
-    return { name, bar, p };
-  });
   const why = element("p", { className: "why" });
-  into.append(said, bars, why);
+  into.replaceChildren(said, bars, why);
+  const fill = (names, probabilities) => bars.replaceChildren(...names.slice(0, 6).flatMap((name) => {
+    const bar = element("i", { className: `c${about.classes.indexOf(name) % COLOURS}` });
+    bar.style.transform = `scaleX(${probabilities[name] ?? 0})`;
+    const p = element("dd", { text: name in probabilities ? percent(probabilities[name]) : "–" });
+    return [element("dt", { text: name, title: name }), element("div", { className: "bar", "aria-hidden": "true" }, bar), p];
+  }));
+  fill(about.classes, {});
   return (answer) => {
-    said.replaceChildren(shape(answer.species), answer.species ?? `${answer.outcome}: ${answer.error.code}`);
-    for (const { name, bar, p } of filled) {
-      const probability = answer.probabilities?.[name];
-      bar.style.transform = `scaleX(${probability ?? 0})`;
-      p.textContent = probability === undefined ? "–" : percent(probability);
-    }
+    said.replaceChildren(shape(answer.label), answer.label ?? `${answer.outcome}: ${answer.error.code}`);
+    const probabilities = answer.probabilities;
+    if (probabilities) fill(about.classes.filter((name) => name in probabilities), probabilities);
+    else fill(about.classes, {});
     why.textContent = explained(answer);
   };
 }
 
-function explained({ outcome, error, truth, species, flower, ms, cold_start, in_distribution, model }) {
-  const words = [`${centimetres(flower)} cm`, `${duration(ms)} ms there and back`];
+function explained({ outcome, error, truth, label, values, ms, cold_start, in_distribution, model }) {
+  const words = [brief(values), `${duration(ms)} ms there and back`];
   if (outcome !== "answered") return `${error.message}. ${words.join(", ")}.`;
   if (cold_start) words.push("a cold start");
-  if (truth) words.push(truth === species ? "as the data says" : `the data says ${truth}`);
-  const far = in_distribution ? "" : " Unlike any flower in the training data: the answer is a guess.";
+  if (truth) words.push(truth === label ? "as the data says" : `the data says ${truth}`);
+  const far = in_distribution ? "" : " Outside of the training data: the answer is a guess.";
   return `${words.join(", ")}; model ${model.slice(0, 8)}.${far}`;
 }
 
-const showLatest = place($("latest"), "None yet");
-const showOwn = place($("own"), "Move the sliders and ask");
+let showLatest = () => {}, showOwn = () => {};
 const rows = Array.from({ length: ROWS }, () => {
   const cells = [0, 1, 2, 3].map(() => element("td", { text: "–" }));
   $("last").append(element("tr", {}, ...cells));
@@ -257,10 +300,10 @@ function write() {
     written = performance.now();
     if (last.length) showLatest(last[0]);
     last.forEach((answer, n) => {
-      const [flower, said, p, ms] = rows[n];
-      flower.textContent = centimetres(answer.flower);
-      said.replaceChildren(shape(answer.species), answer.species ?? `${answer.outcome}: ${answer.error.code}`);
-      p.textContent = answer.species ? percent(answer.probabilities[answer.species]) : "–";
+      const [row, said, p, ms] = rows[n];
+      row.textContent = brief(answer.values);
+      said.replaceChildren(shape(answer.label), answer.label ?? `${answer.outcome}: ${answer.error.code}`);
+      p.textContent = answer.label ? percent(answer.probabilities[answer.label] ?? 0) : "–";
       ms.textContent = duration(answer.ms);
     });
   }, Math.max(0, written + 250 - performance.now()));
@@ -271,32 +314,83 @@ function write() {
 layOut();  // before there is anything to draw
 const events = new EventSource("events");
 const on = (name, hear) => events.addEventListener(name, ({ data }) => hear(JSON.parse(data)));
-let running = true, columns = null;
+let running = true;
 
-on("about", (about) => {
-  $("run").disabled = !about.may_pause;
-  $("run").title = about.may_pause ? "" : "The run is paused at the machine that it runs on";
-  if (columns) return;  // after a reconnection: the sliders stay where they are
-  columns = about.columns;
-  for (const { name, min, max, mean } of columns) {
-    const wider = 0.1 * (max - min);
-    const tenth = (cm) => Math.max(0, Math.round(cm * 10) / 10);
-    Object.assign($(name), { min: tenth(min - wider), max: tenth(max + wider), value: tenth(mean) });
-    moved($(name));
+on("about", (next) => {
+  $("run").disabled = !next.may_pause;
+  $("run").title = next.may_pause ? "" : "The run is paused at the machine that it runs on";
+  // After a reconnection, or with a model of the same shape, the sliders stay where they are.
+  const kind = ({ target, features, classes }) => JSON.stringify([target, classes, features]);
+  const same = kind(about) === kind(next);
+  about = next;
+  $("source").textContent = `It asks about ${about.source}.`;
+  if (!same) build();
+  wantRegions();
+});
+
+// Everything that holds the model's names.
+function build() {
+  document.title = $("title").textContent = `${about.target}, live`;
+  axes = [...about.axes];
+  [marks, sparks, arrived, last, grid] = [new Map(), [], [], [], null];
+  ["axis-x", "axis-y"].forEach((id, n) => {
+    $(id).replaceChildren(...about.features.map((feature, k) => element("option", { text: named(feature), value: k })));
+    $(id).value = axes[n];
+  });
+  $("sliders").classList.toggle("many", about.features.length > 8);
+  $("sliders").replaceChildren(...about.features.map(({ name, low, high, step, middle }, k) => {
+    const input = element("input", { type: "range", id: `f${k}`, min: low, max: high, step });
+    input.value = middle;
+    input.addEventListener("input", () => moved(k));
+    return element("div", { className: "slider" }, element("label", { text: name, for: `f${k}` }),
+      element("output", { for: `f${k}` }), input);
+  }));
+  $("classes").replaceChildren(...about.classes.map((name) => element("li", {}, shape(name), name)));
+  $("row-head").textContent = about.features.length <= 4 ? about.features.map(named).join(", ") : "Row, as the plane shows it";
+  showLatest = place($("latest"), "None yet");
+  showOwn = place($("own"), "Move the sliders and ask");
+  for (const cells of rows) for (const cell of cells) cell.textContent = "–";
+  document.querySelector("main").classList.remove("empty");
+  about.features.forEach((_, k) => moved(k));
+  redraw();
+}
+
+// One at a time, and only when the sliders have come to rest: each costs questions.
+let resting = 0, underWay = false, again = false;
+
+function wantRegions() {
+  clearTimeout(resting);
+  resting = setTimeout(askRegions, 250);
+}
+
+async function askRegions() {
+  if (underWay) return void (again = true);
+  underWay = true, again = false;
+  const { shape } = about, asked = [...axes];
+  const fresh = () => about.shape === shape && asked.every((k, n) => k === axes[n]);
+  try {
+    const response = await post("regions", { axes: asked.map((k) => about.features[k].name), row: fields() });
+    const answer = await response.json();
+    if (fresh() && response.ok) {
+      grid = answer;
+      $("regions").textContent = "Colour: the model's answer with the other features as the sliders say; the paler, " +
+        `the less sure. Model ${grid.model.slice(0, 8)}.`;
+      drawSurface();
+    } else if (fresh()) {
+      $("regions").textContent = `No new regions: ${answer.error.message}.`;
+      if (response.status >= 429) setTimeout(wantRegions, 2000);
+    }
+  } catch (error) {
+    $("regions").textContent = `No new regions: ${error.message}.`;
   }
-});
-
-on("regions", (regions) => {
-  grid = regions;
-  const [length, width] = regions.sepal.map((cm) => cm.toFixed(1));
-  $("regions").textContent = `Colour: the model's answer for a sepal of ${length} × ${width} cm, the mean; ` +
-    `the paler, the less sure. Model ${regions.model.slice(0, 8)}.`;
-  drawSurface();
-});
+  underWay = false;
+  if (again) wantRegions();
+}
 
 on("answers", ({ of, answers }) => {
   ticks.push({ time: performance.now(), of, drawn: answers.length });
   measured.arrived += of;
+  answers = answers.filter(({ shape }) => shape === about.shape);  // none of the model before
   arrived.push(...answers);
   arrived.splice(0, arrived.length - KEPT);  // a page in the background has no frames
   last = [...answers.toReversed(), ...last].slice(0, ROWS);
@@ -317,7 +411,6 @@ on("status", (status) => {
     : "The run is paused.";
   running = status.on;
   $("run").textContent = running ? "Pause the run" : "Start the run";
-  if (status.regions) $("regions").textContent = `No new regions: ${status.regions}.`;
   const recent = ticks = ticks.filter(({ time }) => time > performance.now() - 2000);
   const [of, drawn] = ["of", "drawn"].map((key) => recent.reduce((sum, tick) => sum + tick[key], 0));
   if (of) $("sampling").textContent = of === drawn ? "Showing every answer."
@@ -334,41 +427,48 @@ function linked(state, text) {
 
 // --- what is asked ---------------------------------------------------------------------------------------
 
-const value = (name) => Number($(name).value);
+const own = () => about.features.map((_, k) => Number($(`f${k}`).value));
+const fields = () => Object.fromEntries(own().map((v, k) => [about.features[k].name, v]));
 const post = (path, body) => fetch(path, {
   method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
 });
 
-function moved(slider) {
-  const cm = Number(slider.value).toFixed(1);
-  slider.previousElementSibling.textContent = `${cm} cm`;
-  slider.setAttribute("aria-valuetext", `${cm} centimetres`);
+function moved(k) {
+  const slider = $(`f${k}`), text = united(Number(slider.value), about.features[k]);
+  slider.previousElementSibling.textContent = text;
+  slider.setAttribute("aria-valuetext", text);
+  if (!axes.includes(k)) wantRegions();
   wake();
 }
 
-for (const name of FEATURES) {
-  $(name).addEventListener("input", () => moved($(name)));
-  moved($(name));
-}
+["axis-x", "axis-y"].forEach((id, n) => $(id).addEventListener("change", () => {
+  axes[n] = Number($(id).value);
+  grid = null;
+  wantRegions();
+  redraw();
+}));
 
 // A short cut for a mouse; the sliders do the same.
 $("sparks").addEventListener("click", ({ offsetX, offsetY }) => {
-  $("petal_length").value = ((offsetX - margin.left) / size.width) * PLANE.width;
-  $("petal_width").value = (1 - (offsetY - margin.top) / size.height) * PLANE.height;
-  moved($("petal_length"));
-  moved($("petal_width"));
+  if (!about.features.length) return;
+  const parts = [(offsetX - margin.left) / size.width, 1 - (offsetY - margin.top) / size.height];
+  axes.forEach((k, n) => {
+    const { low, high } = about.features[k];
+    $(`f${k}`).value = low + parts[n] * (high - low);
+    moved(k);
+  });
 });
 
 let asking = false;
 $("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (asking) return;
+  if (asking || !about.features.length) return;
   asking = true;
   $("submit").textContent = "Asking…";
-  const flower = FEATURES.map(value);
-  const failed = (code, message) => ({ outcome: "not asked", flower, ms: 0, error: { code, message } });
+  const values = own();
+  const failed = (code, message) => ({ outcome: "not asked", values, ms: 0, error: { code, message } });
   try {
-    const response = await post("ask", Object.fromEntries(FEATURES.map((name) => [name, value(name)])));
+    const response = await post("ask", fields());
     const told = await response.json();
     showOwn(response.ok ? told : failed(told.error.code, told.error.message));
   } catch (error) {
