@@ -78,7 +78,9 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
     let question = match (describe(fields.describe)?, fields.instances) {
         (true, None) => Question::Describe,
         (true, Some(_)) => {
-            return Err(malformed("`describe` and `instances` in one request: ask for one of them"));
+            return Err(malformed(
+                "`describe` and `instances` in one request: ask for one of them",
+            ));
         }
         (false, None) => Question::One(row(text, model, &mut order, None)?),
         (false, Some(instances)) => {
@@ -91,7 +93,10 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
             Question::Batch(batch(instances, model)?)
         }
     };
-    Ok(Request { request_id, question })
+    Ok(Request {
+        request_id,
+        question,
+    })
 }
 
 fn request_id(json: Option<&RawValue>) -> Result<String, RequestError> {
@@ -146,7 +151,11 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
 }
 
 fn not_json(e: serde_json::Error) -> RequestError {
-    malformed(if e.is_data() { e.to_string() } else { format!("not JSON: {e}") })
+    malformed(if e.is_data() {
+        e.to_string()
+    } else {
+        format!("not JSON: {e}")
+    })
 }
 
 fn malformed(message: impl Into<String>) -> RequestError {
@@ -187,8 +196,18 @@ impl<'a, V: Deserialize<'a>> Fields<'a, V> {
 }
 
 /// The values of an object, in the order of the model's features.
-fn row(text: &str, model: &ModelFile, order: &mut Order, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
-    if let Ok(Fields { values, twice: None, .. }) = Fields::<f64>::read(text, model, order) {
+fn row(
+    text: &str,
+    model: &ModelFile,
+    order: &mut Order,
+    index: Option<usize>,
+) -> Result<Vec<f64>, RequestError> {
+    if let Ok(Fields {
+        values,
+        twice: None,
+        ..
+    }) = Fields::<f64>::read(text, model, order)
+    {
         let accepted = |(feature, x): (&Feature, Option<f64>)| x.filter(|x| feature.accepts(*x));
         let values: Option<Vec<f64>> = model.features.iter().zip(values).map(accepted).collect();
         if let Some(values) = values {
@@ -201,23 +220,51 @@ fn row(text: &str, model: &ModelFile, order: &mut Order, index: Option<usize>) -
         return Err(malformed(format!("{}`{name}` appears twice", at(&index))));
     }
     let value = |(feature, json): (&Feature, &Option<&RawValue>)| {
-        let Feature { name, unit, accept: [low, high], .. } = feature.clone();
+        let Feature {
+            name,
+            unit,
+            accept: [low, high],
+            ..
+        } = feature.clone();
         let Some(json) = json else {
             return Err(RequestError::MissingField { field: name, index });
         };
         match serde_json::from_str::<f64>(json.get()) {
             Ok(value) if feature.accepts(value) => Ok(value),
             Ok(value) => {
-                let unit = if unit.is_empty() { unit } else { format!(" {unit}") };
-                Err(RequestError::OutOfRange { field: name, index, value, low, high, unit })
+                let unit = if unit.is_empty() {
+                    unit
+                } else {
+                    format!(" {unit}")
+                };
+                Err(RequestError::OutOfRange {
+                    field: name,
+                    index,
+                    value,
+                    low,
+                    high,
+                    unit,
+                })
             }
             Err(e) => Err(match kind(json) {
-                "a number" => malformed(format!("{}`{name}` is no number that fits: {e}", at(&index))),
-                found => RequestError::NotANumber { field: name, index, found },
+                "a number" => malformed(format!(
+                    "{}`{name}` is no number that fits: {e}",
+                    at(&index)
+                )),
+                found => RequestError::NotANumber {
+                    field: name,
+                    index,
+                    found,
+                },
             }),
         }
     };
-    model.features.iter().zip(&fields.values).map(value).collect()
+    model
+        .features
+        .iter()
+        .zip(&fields.values)
+        .map(value)
+        .collect()
 }
 
 /// For each field of an object, the feature that it was in the object before: most lists have one order.
@@ -244,7 +291,13 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for FieldsOf<'_, V> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let Self(ModelFile { features, .. }, order, _) = self;
         let values = features.iter().map(|_| None).collect();
-        let mut fields = Fields { request_id: None, instances: None, describe: None, values, twice: None };
+        let mut fields = Fields {
+            request_id: None,
+            instances: None,
+            describe: None,
+            values,
+            twice: None,
+        };
         let mut known = 0;
         while let Some(Key(name)) = map.next_key()? {
             let is_named = |column: &usize| features[*column].name == name;
@@ -269,7 +322,9 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for FieldsOf<'_, V> {
                 Some(field) => field.replace(map.next_value()?).is_some(),
                 None => {
                     known += 1;
-                    fields.values[order[known - 1]].replace(map.next_value()?).is_some()
+                    fields.values[order[known - 1]]
+                        .replace(map.next_value()?)
+                        .is_some()
                 }
             };
             if before {
