@@ -8,7 +8,7 @@ from clients import CLIENT, ROOT
 from local_cloud import wait_for
 from stand_in import StandIn
 
-FLOWER = ("5.1", "3.5", "1.4", "0.2")
+ROW = ("5.1", "3.5", "1.4", "0.2")
 
 
 def test_a_lost_acknowledgement_stops_nothing(tmp_path):
@@ -40,7 +40,7 @@ def test_a_second_ctrl_c_ends_what_is_open(tmp_path):
 def test_a_refused_subscription_ends_it_with_the_next_step(tmp_path):
     with StandIn(tmp_path) as broker:
         broker.grants = False
-        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--", *FLOWER]
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--", *ROW]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, broker.arrived, broker.connections) == (1, "", 0, 1)
     assert "refuses page-live: the broker refuses the subscription to page/response/page-live; `make " in done.stderr
@@ -49,7 +49,7 @@ def test_a_refused_subscription_ends_it_with_the_next_step(tmp_path):
 def test_a_subscription_refused_later_is_why_a_question_failed(tmp_path):
     with StandIn(tmp_path) as broker:
         broker.delay = 60
-        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--deadline", "3", "--", *FLOWER]
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--deadline", "3", "--", *ROW]
         client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         wait_for(lambda: broker.arrived)
         broker.grants = False
