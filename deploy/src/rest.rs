@@ -214,7 +214,7 @@ impl<'a> Service<'a> {
             .into();
         let params = SigningParams::builder()
             .identity(&identity)
-            .region(&self.region)
+            .region(self.region)
             .name(self.name)
             .time(SystemTime::now())
             .settings(SigningSettings::default())
