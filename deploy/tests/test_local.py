@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -93,12 +95,13 @@ lambda_svc._prune_orphan_code_blobs = drop
 
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Below those that Linux gives to outgoing connections: a cloud that was killed finds its ports free again."""
+    ports = []
+    while len(ports) < count:
+        with socket.socket() as each, suppress(OSError):
+            port = random.randint(10_000, 32_000)
+            each.bind(("127.0.0.1", port))
+            ports += [port] * (port not in ports)
     return ports
 
 

@@ -150,12 +150,12 @@ def test_a_failure_shows_its_first_error_ends_the_others_and_blames_only_what_it
 
 def test_builds_side_by_side_share_one_jobserver(stamps, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    # Two builds have a job each without asking; of three cores that leaves one token in the pipe.
+    # Two builds have a job each without asking, and share a token for each core.
     count = "import os,re; r=re.search(r'auth=(\\d+)', os.environ['CARGO_MAKEFLAGS'])[1]; print(os.read(int(r), 9))"
     a = step(stamps, "a", f'sleep 0.3; {sys.executable} -c "{count}"; touch {stamps}/a; sleep 0.5')
     b = step(stamps, "b", f"touch {stamps}/b; sleep 0.5")
     steps.Run([a, b]).go()
-    assert "b'+'" in a.log.read_text()
+    assert "b'+++'" in a.log.read_text()
 
 
 @pytest.mark.parametrize("number", ["INT", "TERM"])
