@@ -6,9 +6,11 @@ MAKEFLAGS += --no-print-directory
 STACK          ?= iris
 TARGET         ?= local
 NAME           ?= lily
-# What `make predict` asks about: one flower, or a file of them (- for standard input).
-FLOWER         ?=
+# What `make predict` asks about: one row, in the order of the model's features, or a file of them (- for standard input).
+ROW            ?=
 CSV            ?=
+# The file that `make publish` publishes.
+MODEL          ?=
 RATE           ?=
 NB             ?=
 # The device that notebook 4 asks with. A client id can be connected only once, so headless runs use another.
@@ -115,6 +117,10 @@ stop: ## Stop the local cloud; what is in it stays
 bucket: $(CLOUD) ## Make the stack's bucket (its first stage)
 	@$(DEPLOY) bucket
 
+publish: $(CLOUD) ## Check a model file and make it the current one: make publish MODEL=target/model.json
+	@test -n "$$MODEL" || { echo "Which model? make publish MODEL=target/model.json"; exit 2; }
+	@$(DEPLOY) publish "$$MODEL"
+
 build: ## Build the function and zip it
 	@$(FUNCTION)
 	@$(DEPLOY) package $(BOOTSTRAP) $(ZIP)
@@ -143,7 +149,7 @@ redrive: $(CLOUD) ## Ask them again; the answers go to the devices
 status: $(CLOUD) ## Say what is deployed
 	@$(DEPLOY) status
 
-invoke: $(CLOUD) ## Ask the deployed function: make invoke REQUEST='{"request_id": "1", …}'
+invoke: $(CLOUD) ## Ask the deployed function about any row, or make invoke REQUEST='{"request_id": "1", …}'
 	@$(DEPLOY) invoke
 
 logs: $(CLOUD) ## Print the function's log of the last hour: make logs FOLLOW=1 goes on
@@ -163,15 +169,15 @@ destroy: $(CLOUD) ## Delete everything that carries the stack's name
 	@$(DEPLOY) destroy
 
 ##@ Asking
-predict: $(CLOUD) ## Ask about a flower, FLOWER='5.1 3.5 1.4 0.2', or a file, CSV=data/iris.csv RATE=20
+predict: $(CLOUD) ## Ask about a row, ROW='5.1 3.5 1.4 0.2' in the model's order, or a file, CSV=data/iris.csv RATE=20
 	@$(DEPLOY) device terminal >&2
-	@set -f; $(CLIENT) predict $${RATE:+--rate "$$RATE"} $${CSV:+--csv "$$CSV"} -- $$FLOWER
+	@set -f; $(CLIENT) predict $${RATE:+--rate "$$RATE"} $${CSV:+--csv "$$CSV"} -- $$ROW
 
 load: $(CLOUD) ## Ask at a steady rate from many devices: make load RATE=50 SECONDS=10 DEVICES=5
 	@$(DEPLOY) device load --count "$${DEVICES:-5}" >&2
 	@$(CLIENT) load
 
-live: $(CLOUD) ## Watch a run in the browser and ask about your own flower: RATE=20; ROOM=1 lets the room in
+live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20; ROOM=1 lets the room in
 	@$(DEPLOY) device live >&2
 	@$(CLIENT) live
 
@@ -215,4 +221,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

@@ -1,92 +1,104 @@
 //! What a version must show before `live` moves to it: the model's golden rows, an answer that it
-//! publishes, and the same answers as `live` to a broad set of flowers.
+//! publishes, and the same answers as `live` to a broad set of rows.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use iris_fn::Model;
-use iris_fn::model::{FEATURE_NAMES, FEATURES, GOLDEN_TOLERANCE};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use iris_fn::model::GOLDEN_TOLERANCE;
+use iris_fn::table::Table;
+use iris_fn::{Description, Feature, Model};
+use serde_json::Value;
 
 use crate::cloud::{Cloud, Target};
-use crate::function::{LIVE, SAMPLE_REQUEST, call};
+use crate::function::{LIVE, call, describe, refusal};
 
 /// Longer than the template's MODEL_TTL, after which a container looks for a newer model.
 const MODEL_WAIT: Duration = Duration::from_secs(30);
-const IRIS: &str = include_str!("../../data/iris.csv");
-/// Points along each measurement of the grid, from half the smallest to one and a half times the
-/// largest that training saw.
-const GRID: usize = 5;
+/// Data that are compared too, where their columns are the model's features.
+const DATA: &str = include_str!("../../data/iris.csv");
+/// How many rows are made up for a comparison, and the fewest of them.
+const SAMPLE: (usize, usize) = (600, 60);
+/// Requests and answers of those rows, in bytes: a model of 256 features and classes gets fewer rows.
+const SAMPLE_BYTES: usize = 4 << 20;
+/// Most bytes of a request or its answer. Lambda takes 6 MB; this much is answered well within the function's
+/// 10 seconds and 128 MB.
+const BATCH_BYTES: usize = 1 << 20;
+/// Longest a number is in JSON, with what separates it from the next.
+const NUMBER: usize = 28;
 
-/// The answer to a batch.
-#[derive(Debug, Clone, Deserialize)]
+type Row = Vec<f64>;
+
+/// What a version says of some rows.
+#[derive(Debug, Clone, PartialEq)]
 struct Answer {
+    /// SHA-256 of the model that answered.
     model: String,
     predictions: Vec<Prediction>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 struct Prediction {
-    species: String,
+    label: String,
     probabilities: BTreeMap<String, f64>,
 }
 
-/// The function says that it has no model.
+/// Why there is no answer by the model that was asked for; it may come.
 #[derive(Debug, thiserror::Error)]
-#[error("version {0} has no model: `make logs` says why it cannot read it")]
-struct NoModel(String);
-
-type Features = [f64; FEATURES];
-
-/// Ask `version` about all these flowers in one request.
-async fn ask(cloud: &Cloud, version: &str, flowers: &[Features]) -> Result<Answer> {
-    let object = |features: &Features| -> Value {
-        let fields = FEATURE_NAMES.iter().zip(features);
-        fields
-            .map(|(name, x)| ((*name).to_owned(), json!(x)))
-            .collect()
-    };
-    let flowers: Vec<Value> = flowers.iter().map(object).collect();
-    let request = json!({"request_id": "deploy", "flowers": flowers}).to_string();
-    let answer = call(cloud, version, &request).await?;
-    let expected = flowers.len();
-    if answer["error"]["code"] == "model_unavailable" {
-        return Err(NoModel(version.to_owned()).into());
-    }
-    let answer: Answer = Deserialize::deserialize(&answer)
-        .with_context(|| format!("version {version} answered {answer:.300}"))?;
-    let found = answer.predictions.len();
-    ensure!(
-        found == expected,
-        "version {version} answered {found} of {expected} flowers"
-    );
-    Ok(answer)
+enum NotYet {
+    #[error("it has no model: `make logs` says why it cannot read it")]
+    NoModel,
+    #[error("it serves model {0:.12}")]
+    OtherModel(String),
+    /// By a model of other features, unless they are the model's own.
+    #[error("it refuses the rows: {0}")]
+    Refused(String),
 }
 
-/// The same, until the answer is this model's: a warm container may still hold the one before, and
+/// Ask `version` about these rows of `model`, in as many requests as they need.
+async fn ask(cloud: &Cloud, version: &str, model: &Description, rows: &[Row]) -> Result<Answer> {
+    let deadline = Instant::now() + MODEL_WAIT;
+    let mut predictions = Vec::new();
+    for batch in rows.chunks(per_request(model)) {
+        predictions.extend(ask_until(deadline, cloud, version, model, batch).await?);
+    }
+    let model = model.model.clone();
+    Ok(Answer { model, predictions })
+}
+
+/// The same in one request, until the answer is this model's: a warm container may still hold the one before, and
 /// looks for a newer one by itself; and a role that is seconds old may not read anything yet.
-async fn ask_with(
+async fn ask_until(
+    deadline: Instant,
     cloud: &Cloud,
     version: &str,
-    flowers: &[Features],
-    model: &str,
-) -> Result<Answer> {
-    let deadline = Instant::now() + MODEL_WAIT;
-    let mut told = false;
+    model: &Description,
+    rows: &[Row],
+) -> Result<Vec<Prediction>> {
+    let (mut said, mut refusals) = (false, 0);
     loop {
-        let answer = ask(cloud, version, flowers).await;
-        let wait = match &answer {
-            Ok(answer) => answer.model != model,
-            Err(e) => e.is::<NoModel>(),
+        let error = match ask_once(cloud, version, model, rows).await {
+            Ok(answer) if answer.model == model.model => return Ok(answer.predictions),
+            Ok(answer) => NotYet::OtherModel(answer.model),
+            Err(e) => e.downcast()?,
         };
-        if !wait || Instant::now() >= deadline {
-            return answer;
+        if matches!(error, NotYet::Refused(_))
+            && describe(cloud, version).await?.model == model.model
+        {
+            // It may have come between the two calls; if it refuses its own rows again, it means that.
+            refusals += 1;
         }
-        if answer.is_err() && !told {
-            told = true;
+        if refusals > 1 || Instant::now() >= deadline {
+            return Err(error).with_context(|| {
+                format!(
+                    "version {version} does not answer by model {:.12}",
+                    model.model
+                )
+            });
+        }
+        if matches!(error, NotYet::NoModel) && !said {
+            said = true;
             println!(
                 "version {version} cannot read the model yet (a new role takes a moment), waiting"
             );
@@ -95,22 +107,82 @@ async fn ask_with(
     }
 }
 
+/// The answer to rows of `model`, by whichever model `version` has.
+async fn ask_once(
+    cloud: &Cloud,
+    version: &str,
+    model: &Description,
+    rows: &[Row],
+) -> Result<Answer> {
+    let request = model.batch("deploy", rows.iter().map(Vec::as_slice));
+    let reply = call(cloud, version, &request.to_string()).await?;
+    if reply["error"]["code"] == "model_unavailable" {
+        return Err(NotYet::NoModel.into());
+    }
+    if let Some(refusal) = refusal(&reply) {
+        return Err(NotYet::Refused(refusal.to_owned()).into());
+    }
+    match (Answer::read(&reply, &model.target), reply["model"].as_str()) {
+        (Some(answer), _) if answer.predictions.len() == rows.len() => Ok(answer),
+        // It predicts something else.
+        (None, Some(found)) if found != model.model => {
+            Err(NotYet::OtherModel(found.to_owned()).into())
+        }
+        _ => bail!(
+            "version {version}, asked about {} rows, answered {reply:.300}",
+            rows.len()
+        ),
+    }
+}
+
+impl Answer {
+    /// `None` when it is not one of the contract, with a label under `target`.
+    fn read(answer: &Value, target: &str) -> Option<Self> {
+        let prediction = |prediction: &Value| {
+            let probabilities = prediction["probabilities"].as_object()?.iter();
+            let probabilities = probabilities.map(|(class, p)| Some((class.clone(), p.as_f64()?)));
+            Some(Prediction {
+                label: prediction[target].as_str()?.to_owned(),
+                probabilities: probabilities.collect::<Option<_>>()?,
+            })
+        };
+        let predictions = answer["predictions"].as_array()?.iter().map(prediction);
+        Some(Self {
+            model: answer["model"].as_str()?.to_owned(),
+            predictions: predictions.collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// Most bytes of a row in a request, and of a prediction in an answer.
+fn row_bytes(model: &Description) -> (usize, usize) {
+    // In the worst case every character is escaped.
+    let names = |names: &mut dyn Iterator<Item = &String>| -> usize {
+        names.map(|name| 2 * name.len() + NUMBER).sum()
+    };
+    let row = names(&mut model.features.iter().map(|feature| &feature.name));
+    let probabilities = names(&mut model.classes.iter());
+    let longest = model.classes.iter().map(String::len).max().unwrap_or(0);
+    let rest = 2 * (model.target.len() + longest) + 64;
+    (row + 2, probabilities + rest)
+}
+
+/// How many rows go into a request, so that neither it nor its answer is too large.
+fn per_request(model: &Description) -> usize {
+    let (row, prediction) = row_bytes(model);
+    (BATCH_BYTES / row.max(prediction)).max(1)
+}
+
 /// Ask `version` for the model's golden rows, past `live`, and compare.
 ///
 /// # Errors
 /// With what differed.
 pub async fn golden_rows(cloud: &Cloud, version: &str, model: &Model) -> Result<()> {
     let golden = &model.file().golden;
-    let flowers: Vec<Features> = golden.iter().map(|row| row.features).collect();
-    let answer = ask_with(cloud, version, &flowers, model.sha256()).await?;
-    ensure!(
-        answer.model == model.sha256(),
-        "version {version} serves model {:.12}, not {:.12}",
-        answer.model,
-        model.sha256()
-    );
+    let rows: Vec<Row> = golden.iter().map(|row| row.features.clone()).collect();
+    let answer = ask(cloud, version, &Description::of(model), &rows).await?;
     for (row, (golden, prediction)) in golden.iter().zip(&answer.predictions).enumerate() {
-        for (class, expected) in model.file().classes.iter().zip(golden.probabilities) {
+        for (class, expected) in model.file().classes.iter().zip(&golden.probabilities) {
             let found = prediction.probabilities.get(class).copied();
             if found.is_none_or(|p| (p - expected).abs() > GOLDEN_TOLERANCE) {
                 let found = found.unwrap_or(f64::NAN);
@@ -134,9 +206,10 @@ pub async fn golden_rows(cloud: &Cloud, version: &str, model: &Model) -> Result<
 ///
 /// # Errors
 /// When the invocation fails, with the function's own words.
-pub async fn rule_event(cloud: &Cloud, version: &str) -> Result<()> {
-    let payload = BASE64_STANDARD.encode(SAMPLE_REQUEST);
-    let event = json!({"payload": payload, "client_id": "deploy"}).to_string();
+pub async fn rule_event(cloud: &Cloud, version: &str, model: &Model) -> Result<()> {
+    let request = Description::of(model).request("deploy", &model.file().golden[0].features);
+    let payload = BASE64_STANDARD.encode(request.to_string());
+    let event = serde_json::json!({"payload": payload, "client_id": "deploy"}).to_string();
     let deadline = Instant::now() + MODEL_WAIT;
     let mut answer = call(cloud, version, &event).await;
     // As above: a role that is seconds old. The local cloud's are in force at once.
@@ -147,29 +220,28 @@ pub async fn rule_event(cloud: &Cloud, version: &str) -> Result<()> {
     }
     let answer = answer.context("called as the rule does")?;
     ensure!(
-        answer["species"].is_string(),
+        answer[&model.file().target].is_string(),
         "version {version}, called as the rule does, answered {answer:.300}"
     );
     println!("version {version} publishes its answer");
     Ok(())
 }
 
-/// How two answers to the same flowers differ.
+/// How two answers to the same rows differ.
 #[derive(Debug, PartialEq)]
 struct Difference {
-    /// Flowers that get another species.
-    species: usize,
+    /// Rows that get another label.
+    labels: usize,
     /// Largest change of any probability.
     probability: f64,
+    /// Rows that were asked.
+    asked: usize,
 }
 
 impl Difference {
     fn between(before: &Answer, after: &Answer) -> Self {
         let pairs = before.predictions.iter().zip(&after.predictions);
-        let species = pairs
-            .clone()
-            .filter(|(a, b)| a.species != b.species)
-            .count();
+        let labels = pairs.clone().filter(|(a, b)| a.label != b.label).count();
         let change = |(a, b): (&Prediction, &Prediction)| {
             let of = |class: &String| b.probabilities.get(class).copied().unwrap_or(0.0);
             let changes = a
@@ -179,90 +251,182 @@ impl Difference {
             changes.fold(0.0, f64::max)
         };
         Self {
-            species,
+            labels,
             probability: pairs.map(change).fold(0.0, f64::max),
+            asked: before.predictions.len(),
         }
     }
 }
 
-/// Ask `version` and `live` about the 150 flowers of the data and a grid that reaches beyond them.
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            labels,
+            probability,
+            asked,
+        } = self;
+        write!(
+            f,
+            "{labels} of {asked} rows get another label, probabilities differ by up to {probability:.1e}"
+        )
+    }
+}
+
+/// Ask `version` and `live` about a sample of rows within and beyond what training saw, and about the project's own
+/// data where they are the model's.
 ///
 /// A published model changes `live`'s answers by itself, so that difference is named and the code is
 /// judged with one model on both sides.
 ///
 /// # Errors
-/// When more than `max_changed` flowers get another species.
+/// When more than `max_changed` rows get another label.
 pub async fn shadow(cloud: &Cloud, version: &str, model: &Model, max_changed: usize) -> Result<()> {
-    let flowers: Vec<Features> = data()?.into_iter().chain(grid(model)).collect();
-    let after = ask(cloud, version, &flowers).await?;
-    let mut before = match ask(cloud, LIVE, &flowers).await {
+    let model = Description::of(model);
+    let rows: Vec<Row> = data(&model).into_iter().chain(sample(&model)).collect();
+    let after = ask(cloud, version, &model, &rows).await?;
+    let nothing = |e: anyhow::Error| {
+        println!("nothing to compare with, `live` does not answer: {e:#}");
+        Ok(())
+    };
+    let old_model = match by_old_model(cloud, &model, &rows).await {
         Ok(answer) => answer,
         // A broken `live` must not stand in the way of its own repair.
-        Err(e) => {
-            println!("nothing to compare with, `live` does not answer: {e:#}");
-            return Ok(());
-        }
+        Err(e) => return nothing(e),
     };
-    let asked = flowers.len();
-    if before.model != after.model {
-        let Difference {
-            species,
-            probability,
-        } = Difference::between(&before, &after);
-        println!(
-            "the model changed from {:.12} to {:.12}: {species} of {asked} flowers get another species, probabilities differ by up to {probability:.1e}",
-            before.model, after.model
-        );
-        before = ask_with(cloud, LIVE, &flowers, &after.model).await?;
+    if let Some(before) = &old_model {
+        let difference = Difference::between(before, &after);
+        let (from, to) = (&before.model, &after.model);
+        println!("the model changed from {from:.12} to {to:.12}: {difference}");
     }
-    let Difference {
-        species,
-        probability,
-    } = Difference::between(&before, &after);
-    println!(
-        "beside `live`: {species} of {asked} flowers get another species, probabilities differ by up to {probability:.1e}"
-    );
+    let before = match (ask(cloud, LIVE, &model, &rows).await, old_model) {
+        (Ok(before), _) => before,
+        // It does not take up the new model: what both can be judged by is the difference above.
+        (Err(_), Some(before)) => before,
+        (Err(e), None) => return nothing(e),
+    };
+    let difference = Difference::between(&before, &after);
+    println!("beside `live`: {difference}");
+    let Difference { labels, asked, .. } = difference;
     ensure!(
-        species <= max_changed,
-        "version {version} gives {species} of {asked} flowers another species than `live` does, and MAX_CHANGED is {max_changed}: if that is what you want, make deploy MAX_CHANGED={species}"
+        labels <= max_changed,
+        "version {version} gives {labels} of {asked} rows another label than `live` does, and MAX_CHANGED is {max_changed}: if that is what you want, make deploy MAX_CHANGED={labels}"
     );
     Ok(())
 }
 
-/// The 150 flowers that the project is about.
-fn data() -> Result<Vec<Features>> {
-    let flower = |line: &str| {
-        let mut numbers = line.split(',').map(str::parse);
-        let mut features = [0.0; FEATURES];
-        for x in &mut features {
-            *x = numbers.next().context("a column is missing")??;
+/// What `live` says by the model before, as long as it still has it; `None` when it has this one, or had one of
+/// other features.
+async fn by_old_model(cloud: &Cloud, model: &Description, rows: &[Row]) -> Result<Option<Answer>> {
+    let mut before: Option<Answer> = None;
+    for batch in rows.chunks(per_request(model)) {
+        let answer = match ask_once(cloud, LIVE, model, batch).await {
+            Err(e) if !e.is::<NotYet>() => return Err(e),
+            Err(e) if matches!(e.downcast_ref(), Some(NotYet::NoModel)) => return Err(e),
+            Err(e) => {
+                println!(
+                    "`live` has a model of other features or classes ({e:#}): the code is compared once it has {:.12}",
+                    model.model
+                );
+                return Ok(None);
+            }
+            Ok(answer) => answer,
+        };
+        match &mut before {
+            _ if answer.model == model.model => break,
+            None => before = Some(answer),
+            Some(before) if before.model == answer.model => {
+                before.predictions.extend(answer.predictions);
+            }
+            Some(_) => break,
         }
-        Ok(features)
-    };
-    let rows = IRIS.lines().skip(1).map(flower);
-    rows.collect::<Result<_>>().context("data/iris.csv")
+    }
+    Ok(before)
 }
 
-/// [`GRID`]⁴ flowers, evenly spaced within and beyond what training saw.
-fn grid(model: &Model) -> impl Iterator<Item = Features> {
-    let ranges = model.file().features.clone();
-    (0..GRID.pow(FEATURES as u32)).map(move |index| {
-        std::array::from_fn(|column| {
-            let step = index / GRID.pow(column as u32) % GRID;
-            let (low, high) = (ranges[column].min * 0.5, ranges[column].max * 1.5);
-            low + (high - low) * step as f64 / (GRID - 1) as f64
-        })
-    })
+/// The rows of the project's data, where their columns are the model's features and it accepts them.
+fn data(model: &Description) -> Vec<Row> {
+    let Ok(table) = Table::open(DATA.as_bytes(), &model.features, &model.target) else {
+        return Vec::new();
+    };
+    let rows = table.rows().filter_map(|row| Some(row.ok()?.values));
+    let accepted = |row: &Row| {
+        let mut values = model.features.iter().zip(row);
+        values.all(|(feature, x)| feature.accepts(*x))
+    };
+    rows.filter(accepted).collect()
+}
+
+/// Rows for a comparison, always the same for a model: half of them within what training saw, half reaching as far
+/// again beyond it, where that is accepted.
+fn sample(model: &Description) -> Vec<Row> {
+    let (row, prediction) = row_bytes(model);
+    let count = (SAMPLE_BYTES / (row + prediction)).clamp(SAMPLE.1, SAMPLE.0);
+    let mut seed = 14;
+    let mut value = |feature: &Feature, beyond: bool| {
+        let Feature {
+            min,
+            max,
+            accept: [low, high],
+            ..
+        } = *feature;
+        let reach = if beyond { max - min } else { 0.0 };
+        let (from, to) = ((min - reach).max(low), (max + reach).min(high));
+        let part = random(&mut seed);
+        (from * (1.0 - part) + to * part).clamp(from, to)
+    };
+    let row = |n: usize| {
+        model
+            .features
+            .iter()
+            .map(|f| value(f, n % 2 == 1))
+            .collect()
+    };
+    (0..count).map(row).collect()
+}
+
+/// The next number from 0 to 1 of a sequence that is the same everywhere: SplitMix64
+/// (<https://prng.di.unimi.it/splitmix64.c>).
+fn random(seed: &mut u64) -> f64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    const FRUIT: &[u8] = include_bytes!("../../iris_fn/fuzz/corpus/model/fruit.json");
+
+    fn fruit() -> Description {
+        Description::of(&Model::from_bytes(FRUIT).unwrap())
+    }
+
+    /// A model of the largest size, with the longest names that JSON makes of 64 bytes.
+    fn largest() -> Description {
+        let name = |n: usize| format!("{n:03}{}", "\"".repeat(61));
+        let feature = |n| Feature {
+            name: name(n),
+            unit: String::new(),
+            min: -1e300,
+            max: 1e300,
+            accept: [-1.7e308, 1.7e308],
+        };
+        Description {
+            target: name(999),
+            features: (0..256).map(feature).collect(),
+            classes: (0..256).map(name).collect(),
+            model: "m".repeat(64),
+        }
+    }
 
     fn answer(predictions: &[(&str, f64)]) -> Answer {
-        let prediction = |(species, p): &(&str, f64)| Prediction {
-            species: (*species).to_owned(),
-            probabilities: [("setosa".to_owned(), *p), ("virginica".to_owned(), 1.0 - p)].into(),
+        let prediction = |(label, p): &(&str, f64)| Prediction {
+            label: (*label).to_owned(),
+            probabilities: [("apple".to_owned(), *p), ("pear".to_owned(), 1.0 - p)].into(),
         };
         Answer {
             model: "m".to_owned(),
@@ -271,22 +435,93 @@ mod tests {
     }
 
     #[test]
-    fn the_data_are_150_flowers() {
-        assert_eq!(data().unwrap().len(), 150);
+    fn a_sample_is_within_and_beyond_what_training_saw_and_always_accepted() {
+        for model in [fruit(), largest()] {
+            let rows = sample(&model);
+            assert!((SAMPLE.1..=SAMPLE.0).contains(&rows.len()));
+            assert_eq!(rows, sample(&model));
+            let seen = |row: &Row| {
+                let mut values = model.features.iter().zip(row);
+                values.all(|(feature, x)| feature.has_seen(*x))
+            };
+            let inside = rows.iter().filter(|row| seen(row)).count();
+            assert!(inside >= rows.len() / 2 && inside < rows.len() * 3 / 4);
+            for (column, feature) in model.features.iter().enumerate() {
+                let values = || rows.iter().map(move |row| row[column]);
+                assert!(values().all(|x| feature.accepts(x)), "{feature:?}");
+                assert!(values().any(|x| x > feature.max) || feature.max == feature.accept[1]);
+            }
+        }
     }
 
     #[test]
-    fn a_difference_counts_species_and_measures_probabilities() {
-        let before = answer(&[("setosa", 0.75), ("virginica", 0.25)]);
-        let after = answer(&[("setosa", 0.75), ("setosa", 0.5)]);
+    fn a_feature_of_one_value_is_sampled_too() {
+        let mut model = fruit();
+        model.features[0].max = model.features[0].min;
+        let value = model.features[0].min;
+        assert!(sample(&model).iter().all(|row| row[0] == value));
+    }
+
+    #[test]
+    fn no_request_and_no_answer_is_larger_than_a_batch_may_be() {
+        let model = largest();
+        let rows = sample(&model);
+        assert!(per_request(&model) < rows.len());
+        let number = -2.2250738585072014e-308;
+        let row = vec![number; 256];
+        let most = vec![&row[..]; per_request(&model)];
+        let request = model.batch("deploy", most.iter().copied()).to_string();
+        assert!(request.len() < BATCH_BYTES + 100, "{}", request.len());
+        let probabilities: BTreeMap<_, _> = model.classes.iter().map(|c| (c, number)).collect();
+        let prediction = json!({&*model.target: model.classes[0], "probabilities": probabilities, "in_distribution": false});
+        let answer = json!({"predictions": vec![prediction; most.len()]}).to_string();
+        assert!(answer.len() < BATCH_BYTES + 100, "{}", answer.len());
+        assert_eq!(sample(&fruit()).len(), SAMPLE.0);
+        assert!(
+            per_request(&fruit()) > SAMPLE.0,
+            "one request is enough for a small model"
+        );
+    }
+
+    #[test]
+    fn the_data_are_compared_where_they_are_the_models() {
+        let mut lines = DATA.lines();
+        let columns = lines.next().unwrap().split(',').collect::<Vec<_>>();
+        let mut model = fruit();
+        assert!(data(&model).is_empty());
+        for (feature, column) in model.features.iter_mut().zip(&columns) {
+            feature.name = (*column).to_owned();
+            feature.accept = [0.0, 100.0];
+        }
+        assert_eq!(data(&model).len(), lines.count());
+        model.features[0].accept = [0.0, 5.0];
+        assert!(!data(&model).is_empty() && data(&model).iter().all(|row| row[0] <= 5.0));
+    }
+
+    #[test]
+    fn a_prediction_is_read_under_the_models_target() {
+        let answer = json!({"model": "m", "predictions": [{"fruit": "pear", "probabilities": {"apple": 0.25, "pear": 0.75}}]});
+        let found = Answer::read(&answer, "fruit").unwrap();
+        assert_eq!(found.predictions[0].label, "pear");
+        assert_eq!(found.predictions[0].probabilities["apple"], 0.25);
+        assert_eq!(Answer::read(&answer, "vegetable"), None);
+        assert_eq!(Answer::read(&json!({"model": "m"}), "fruit"), None);
+    }
+
+    #[test]
+    fn a_difference_counts_labels_and_measures_probabilities() {
+        let before = answer(&[("apple", 0.75), ("pear", 0.25)]);
+        let after = answer(&[("apple", 0.75), ("apple", 0.5)]);
         let none = Difference {
-            species: 0,
+            labels: 0,
             probability: 0.0,
+            asked: 2,
         };
         assert_eq!(Difference::between(&before, &before), none);
         let one = Difference {
-            species: 1,
+            labels: 1,
             probability: 0.25,
+            asked: 2,
         };
         assert_eq!(Difference::between(&before, &after), one);
     }

@@ -12,8 +12,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use iris_fn::Model;
-use iris_fn::model::CURRENT_KEY;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -22,7 +20,7 @@ use zip::{DateTime, ZipWriter};
 
 use crate::cloud::{Cloud, StackName, Target};
 use crate::device::{private_folder, write_private};
-use crate::function::{PUBLISH_ONE, current_model};
+use crate::models::{self, PUBLISH_ONE};
 use crate::stack::{self, count};
 
 /// The device that each archive holds; notebook 4 asks with this one.
@@ -68,7 +66,7 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         "cannot read {}: run `make build` first",
         code.display()
     );
-    let model = current_model(cloud).await?.with_context(|| {
+    let model = models::current(cloud).await?.with_context(|| {
         format!(
             "stack {} has no model for its class: {PUBLISH_ONE}",
             cloud.stack
@@ -89,8 +87,10 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         count(stacks.len(), "stack")
     ))?;
     private_folder(&class.dir)?;
+    let file = class.dir.join("model.json");
+    fs::write(&file, model.bytes).with_context(|| format!("cannot write {}", file.display()))?;
 
-    let (all, code, model) = (stacks.len(), Arc::new(code.to_owned()), Arc::new(model));
+    let (all, code, model) = (stacks.len(), Arc::new(code.to_owned()), Arc::new(file));
     let work = stacks.into_iter().map(|name| {
         let (member, dir) = (cloud.member(name), class.dir.clone());
         let (code, model) = (Arc::clone(&code), Arc::clone(&model));
@@ -109,17 +109,13 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
 }
 
 /// One member's stack, from the bucket to the archive. What is there already stays.
-async fn make(cloud: &Cloud, dir: &Path, code: &Path, model: &Model) -> Result<()> {
+async fn make(cloud: &Cloud, dir: &Path, code: &Path, model: &Path) -> Result<()> {
     let stack = cloud.stack.to_string();
     let log = dir.join(format!("{stack}.log"));
     File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     ourselves(cloud, &log, &["bucket"]).await?;
-    if current_model(cloud).await?.is_none() {
-        for key in [model.key(), CURRENT_KEY.to_owned()] {
-            let put = cloud.s3().put_object().bucket(cloud.bucket()).key(&key);
-            let put = put.body(model.file().to_bytes().into()).send().await;
-            put.with_context(|| format!("could not write s3://{}/{key}", cloud.bucket()))?;
-        }
+    if models::current(cloud).await?.is_none() {
+        ourselves(cloud, &log, &["publish", &model.to_string_lossy()]).await?;
     }
     ourselves(cloud, &log, &["up", &code.to_string_lossy()]).await?;
     let devices = dir.join(&stack).join("devices");

@@ -36,9 +36,11 @@ const LOG_GB_PER_MILLION: f64 = 0.8;
 const MESSAGES: f64 = 3.0;
 /// Ten builds of 3 MB, and models of 3 KB.
 const STORED_GB: f64 = 0.03;
-/// Names times dimensions in `iris_fn/src/metrics.rs`: three species, handler time, cold starts,
-/// refusals, refusals by one code.
-const METRICS: f64 = 7.0;
+/// Assumed size of the model: each class is a metric.
+const CLASSES_ASSUMED: f64 = 3.0;
+/// Names times dimensions in `iris_fn/src/metrics.rs`: the classes, handler time, cold starts, refusals,
+/// refusals by one code.
+const METRICS: f64 = CLASSES_ASSUMED + 4.0;
 
 const MINUTES_A_MONTH: f64 = 730.0 * 60.0;
 
@@ -93,7 +95,7 @@ fn million(p: &Prices) -> Vec<Item> {
             "5 GB a month are free",
         ),
         item(
-            "CloudWatch: seven metrics, a month",
+            &format!("CloudWatch: {METRICS} metrics, a month"),
             METRICS * p.metric_month,
             "10 are free",
         ),
@@ -123,13 +125,17 @@ pub fn print(path: &Path) -> Result<()> {
     println!("Arithmetic, not a bill. The local cloud costs nothing.");
     table("A month in which nobody asks", &idle(&prices));
     table(
-        "A million predictions over MQTT, one flower each",
+        "A million predictions over MQTT, one row each",
         &million(&prices),
     );
     let minutes = prices.iot_million_connection_minutes;
     println!(
         "\nEvery connected device: ${minutes:.2} per million minutes, {:.2} cents a month.",
         minutes / 1e6 * MINUTES_A_MONTH * 100.0
+    );
+    println!(
+        "The model is assumed to have {CLASSES_ASSUMED} classes: each class more is a metric more, ${:.2} a month.",
+        prices.metric_month
     );
     println!("`make destroy TARGET=aws` ends all of it.");
     Ok(())

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_lambda::client::Waiters;
-use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurationOutput;
 use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_lambda::types::FunctionConfiguration;
 use base64::prelude::{BASE64_STANDARD, Engine};
-use iris_fn::Model;
-use iris_fn::model::CURRENT_KEY;
-use serde_json::Value;
+use iris_fn::{Description, Feature};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
 use crate::stack;
@@ -20,11 +19,6 @@ use crate::stack;
 pub const LIVE: &str = "live";
 /// What a version is published from.
 pub const LATEST: &str = "$LATEST";
-/// What to do where there is no model.
-pub const PUBLISH_ONE: &str =
-    "publish one with notebook 2 (make run NB=notebooks/02_publish.ipynb)";
-/// What `make invoke` asks: the first flower of the data.
-pub const SAMPLE_REQUEST: &str = r#"{"request_id": "hello", "sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}"#;
 /// How long AWS may take to get a function or a version ready.
 const READY: Duration = Duration::from_secs(120);
 
@@ -69,36 +63,6 @@ pub fn code_sha256(base64: Option<&str>) -> String {
     let digest = BASE64_STANDARD.decode(base64.unwrap_or_default());
     let digits = digest.unwrap_or_default();
     digits.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The checked model in `models/current.json`; `None` when there is no such object.
-pub async fn current_model(cloud: &Cloud) -> Result<Option<Model>> {
-    model(cloud, CURRENT_KEY).await
-}
-
-/// The checked model in an object of the bucket; `None` when there is no such object.
-pub async fn model(cloud: &Cloud, key: &str) -> Result<Option<Model>> {
-    let bucket = cloud.bucket();
-    let name = format!("s3://{bucket}/{key}");
-    let object = match cloud
-        .s3()
-        .get_object()
-        .bucket(&bucket)
-        .key(key)
-        .send()
-        .await
-    {
-        Err(e) if e.as_service_error().is_some_and(|e| e.is_no_such_key()) => return Ok(None),
-        // Before the first stage there is no bucket either.
-        Err(e) if e.code() == Some("NoSuchBucket") => return Ok(None),
-        object => object.with_context(|| format!("could not read {name}"))?,
-    };
-    let body = object.body.collect().await;
-    let bytes = body
-        .with_context(|| format!("could not read {name}"))?
-        .into_bytes();
-    let model = Model::from_bytes(&bytes).with_context(|| format!("{name} is refused"))?;
-    Ok(Some(model))
 }
 
 /// The function's settings at a version or an alias; `None` when there is no such thing.
@@ -329,19 +293,76 @@ pub async fn call(cloud: &Cloud, qualifier: &str, request: &str) -> Result<Value
         .with_context(|| format!("the answer of {name}:{qualifier} is not JSON"))
 }
 
-/// Call `live` with `request` and print its answer.
-pub async fn invoke(cloud: &Cloud, request: &str) -> Result<()> {
-    serde_json::from_str::<Value>(request)
-        .with_context(|| format!("REQUEST is not JSON: {request}"))?;
-    let answer = call(cloud, LIVE, request).await?;
-    println!("{answer:#}");
-    if answer.get("error").is_some() {
+/// Which model a version or an alias answers with, and what it asks for.
+///
+/// # Errors
+/// When it has no model, or is older than models that describe themselves.
+pub async fn describe(cloud: &Cloud, qualifier: &str) -> Result<Description> {
+    let request = json!({"request_id": "describe", "describe": true});
+    let answer = call(cloud, qualifier, &request.to_string()).await?;
+    if let Some(refusal) = refusal(&answer) {
         bail!(
-            "the request was refused: {}",
-            answer["error"]["message"].as_str().unwrap_or("no message")
+            "{}:{qualifier} does not describe its model: {refusal}",
+            cloud.function()
         );
     }
+    Description::deserialize(&answer)
+        .with_context(|| format!("{}:{qualifier} answered {answer:.300}", cloud.function()))
+}
+
+/// Why the function refuses a request.
+pub fn refusal(answer: &Value) -> Option<&str> {
+    let error = answer.get("error")?;
+    Some(error["message"].as_str().unwrap_or("it does not say why"))
+}
+
+/// Call `live` with `request` and print its answer; without one, with a row in the middle of what its model was
+/// trained on.
+pub async fn invoke(cloud: &Cloud, request: Option<&str>) -> Result<()> {
+    let answer = match request {
+        Some(request) => {
+            serde_json::from_str::<Value>(request)
+                .with_context(|| format!("REQUEST is not JSON: {request}"))?;
+            call(cloud, LIVE, request).await?
+        }
+        None => any_answer(cloud).await?,
+    };
+    println!("{answer:#}");
+    if let Some(refusal) = refusal(&answer) {
+        bail!("the request was refused: {refusal}");
+    }
     Ok(())
+}
+
+async fn any_answer(cloud: &Cloud) -> Result<Value> {
+    let mut model = describe(cloud, LIVE).await?;
+    loop {
+        let request = model.request("hello", &middle(&model.features)).to_string();
+        let answer = call(cloud, LIVE, &request).await?;
+        if refusal(&answer).is_some() {
+            // A new model may have come between the two calls, and ask for something else.
+            let asked = std::mem::replace(&mut model, describe(cloud, LIVE).await?);
+            if asked.model != model.model {
+                continue;
+            }
+        }
+        eprintln!("asked {request}");
+        return Ok(answer);
+    }
+}
+
+/// The middle of what training saw of each feature, to about three digits of its range.
+fn middle(features: &[Feature]) -> Vec<f64> {
+    let middle = |Feature { min, max, .. }: &Feature| {
+        let digits = (2.0 - (max - min).log10().floor()).clamp(0.0, 17.0) as usize;
+        let rounded = format!("{:.digits$}", min / 2.0 + max / 2.0).parse();
+        // Not where training saw one value only.
+        rounded
+            .ok()
+            .filter(|x| (min..=max).contains(&x))
+            .unwrap_or(*min)
+    };
+    features.iter().map(middle).collect()
 }
 
 #[cfg(test)]
@@ -353,5 +374,30 @@ mod tests {
         let empty = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
         assert!(code_sha256(Some(empty)).starts_with("e3b0c44298fc1c149afbf4c8996fb92427ae41e4"));
         assert_eq!(code_sha256(None), "");
+    }
+
+    #[test]
+    fn the_middle_of_any_range_is_in_it_and_short() {
+        let feature = |(min, max): (f64, f64)| Feature {
+            name: "x".into(),
+            unit: String::new(),
+            min,
+            max,
+            accept: [min, max],
+        };
+        let ranges = [
+            (4.3, 7.9),
+            (2700.0, 6300.0),
+            (-1e-5, 3e-5),
+            (0.1, 0.1),
+            (-1e308, 1e308),
+        ];
+        let ranges = [&ranges[..], &[(1e300, 1e300), (0.0, 5e-324)]].concat();
+        let features: Vec<Feature> = ranges.iter().copied().map(feature).collect();
+        let middle = middle(&features);
+        for (feature, x) in features.iter().zip(&middle) {
+            assert!(feature.has_seen(*x), "{x} is not in {feature:?}");
+        }
+        assert_eq!(middle[..4], [6.1, 4500.0, 1e-5, 0.1]);
     }
 }

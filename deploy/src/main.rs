@@ -1,9 +1,9 @@
-//! Puts the Iris function and its infrastructure into the cloud: the laptop's own, or AWS.
+//! Puts the function and its infrastructure into the cloud: the laptop's own, or AWS.
 //!
 //! The infrastructure is `deploy/template.yaml`, applied through CloudFormation change sets
 //! ([`stack`]). What a template cannot do is here: zip the code ([`package`]), test a version before
-//! `live` moves to it and go back ([`release`], [`check`]), make a device's certificate ([`device`]),
-//! ask again what had failed ([`dead_letters`]), do all of that for a whole class ([`class`]), and take
+//! `live` moves to it and go back ([`release`], [`check`]), publish a model ([`models`]), make a device's
+//! certificate ([`device`]), ask again what had failed ([`dead_letters`]), do all of that for a whole class ([`class`]), and take
 //! everything away again ([`destroy`]).
 
 mod check;
@@ -15,6 +15,7 @@ mod destroy;
 mod device;
 mod function;
 mod iot;
+mod models;
 mod package;
 mod policy;
 mod release;
@@ -30,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use cloud::{Cloud, StackName, Target};
 
-/// Deploy the Iris workshop. `make` calls this with the right settings.
+/// Deploy the function and publish its models. `make` calls this with the right settings.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -54,6 +55,11 @@ struct Cli {
 enum Command {
     /// Make the stack's first stage: the bucket
     Bucket,
+    /// Check a model file as the function does, and make it the current model
+    Publish {
+        /// The model file
+        file: PathBuf,
+    },
     /// Zip a built `bootstrap` for Lambda; the same program always gives the same zip
     Package {
         /// The built program
@@ -104,9 +110,9 @@ enum Command {
     Status,
     /// Call `live` and print the answer
     Invoke {
-        /// The request, JSON
-        #[arg(env = "REQUEST", default_value = function::SAMPLE_REQUEST)]
-        request: String,
+        /// The request, JSON; without it, a row in the middle of what the model was trained on
+        #[arg(env = "REQUEST", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        request: Option<String>,
     },
     /// Print the function's log
     Logs {
@@ -185,6 +191,7 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Package { .. } | Command::Cost { .. } => unreachable!("they need no cloud"),
         Command::Bucket => stack::ensure_bucket(&cloud).await?,
+        Command::Publish { file } => models::publish(&cloud, &file).await?,
         Command::Up { zip, settings } => release::deploy(&cloud, &zip, &settings).await?,
         Command::Plan { zip, settings } => {
             if release::plan(&cloud, &zip, &settings).await? {
@@ -206,7 +213,7 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
             port,
         } => device::create_all(&cloud, &name.numbered(count)?, &dir, port).await?,
         Command::Status => status::status(&cloud).await?,
-        Command::Invoke { request } => function::invoke(&cloud, &request).await?,
+        Command::Invoke { request } => function::invoke(&cloud, request.as_deref()).await?,
         Command::Logs {
             minutes,
             follow,

@@ -1,12 +1,11 @@
 //! From a zip to `live`, and back: plan, deploy, roll back, and what there is to choose from.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use aws_sdk_s3::primitives::DateTimeFormat;
 use clap::{Args, ValueEnum};
 use iris_fn::Model;
 use iris_fn::model::{CURRENT_KEY, sha256_hex};
@@ -14,9 +13,9 @@ use iris_fn::model::{CURRENT_KEY, sha256_hex};
 use crate::check;
 use crate::cloud::{Architecture, Cloud};
 use crate::function::{
-    self, Code, LATEST, LIVE, PUBLISH_ONE, SAMPLE_REQUEST, code_sha256, configuration,
-    current_model, live_version, move_live, same_behaviour,
+    self, Code, LATEST, LIVE, code_sha256, configuration, live_version, move_live, same_behaviour,
 };
+use crate::models::{self, PUBLISH_ONE};
 use crate::stack::{self, ChangeSet};
 
 /// What `plan` and `up` bring the stack to.
@@ -28,7 +27,7 @@ pub struct Settings {
     /// Call the function this often, so that a container stays ready: rate(5 minutes)
     #[arg(long, env = "KEEP_WARM", default_value = "")]
     keep_warm: String,
-    /// How many of the compared flowers may get another species than `live` gives them
+    /// How many of the compared rows may get another label than `live` gives them
     #[arg(long, env = "MAX_CHANGED", default_value_t = 0)]
     max_changed: usize,
 }
@@ -69,8 +68,8 @@ impl Plan {
                 true
             }
         };
-        match current_model(cloud).await {
-            Ok(Some(model)) => print_model(cloud, &model, live.is_some()).await,
+        match models::current(cloud).await {
+            Ok(Some(current)) => print_model(cloud, &current.model, live.is_some()).await,
             Ok(None) => println!("model     none: {PUBLISH_ONE}"),
             Err(e) => println!("model     {e:#}"),
         }
@@ -101,15 +100,12 @@ async fn print_model(cloud: &Cloud, model: &Model, deployed: bool) {
     if !deployed {
         return println!("model     {current} is current");
     }
-    match function::call(cloud, LIVE, SAMPLE_REQUEST).await {
-        Ok(answer) if answer["model"] == model.sha256() => {
+    match function::describe(cloud, LIVE).await {
+        Ok(live) if live.model == model.sha256() => {
             println!("model     {current} is current, and answers");
         }
-        Ok(answer) => match answer["model"].as_str() {
-            Some(other) => println!("model     {current} is current, {other:.12} answers"),
-            None => println!("model     {current} is current, and `live` answers {answer}"),
-        },
-        Err(e) => println!("model     {current} is current, and `live` does not answer: {e:#}"),
+        Ok(live) => println!("model     {current} is current, {:.12} answers", live.model),
+        Err(e) => println!("model     {current} is current; {e:#}"),
     }
 }
 
@@ -138,12 +134,13 @@ pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool
 pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()> {
     let started = Instant::now();
     stack::ensure_bucket(cloud).await?;
-    let model = current_model(cloud).await?.with_context(|| {
+    let model = models::current(cloud).await?.with_context(|| {
         format!(
             "no model in s3://{}/{CURRENT_KEY}: {PUBLISH_ONE}",
             cloud.bucket()
         )
     })?;
+    let model = model.model;
     let Plan {
         code,
         changes,
@@ -168,7 +165,7 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     let is_new = live.as_ref() != Some(&version);
     let mut checked = check::golden_rows(cloud, &version, &model).await;
     if checked.is_ok() {
-        checked = check::rule_event(cloud, &version).await;
+        checked = check::rule_event(cloud, &version, &model).await;
     }
     if checked.is_ok() && is_new {
         checked = check::shadow(cloud, &version, &model, settings.max_changed).await;
@@ -203,7 +200,7 @@ pub enum What {
 pub async fn rollback(cloud: &Cloud, what: What, to: Option<&str>) -> Result<()> {
     match what {
         What::Code => rollback_code(cloud, to).await,
-        What::Model => rollback_model(cloud, to).await,
+        What::Model => models::rollback(cloud, to).await,
     }
 }
 
@@ -223,116 +220,12 @@ async fn rollback_code(cloud: &Cloud, to: Option<&str>) -> Result<()> {
     cloud.confirm(&format!(
         "Move `live` from version {live} to version {target}"
     ))?;
-    if let Some(model) = current_model(cloud).await? {
-        check::golden_rows(cloud, target, &model)
+    if let Some(current) = models::current(cloud).await? {
+        check::golden_rows(cloud, target, &current.model)
             .await
             .context("`live` is left where it was")?;
     }
     move_live(cloud, target).await
-}
-
-async fn rollback_model(cloud: &Cloud, to: Option<&str>) -> Result<()> {
-    let history = models(cloud).await?;
-    let current = history.iter().position(|model| model.current);
-    let target = match to {
-        Some(to) => {
-            let mut matching = history.iter().filter(|model| model.sha256.starts_with(to));
-            let found = matching
-                .next()
-                .with_context(|| format!("there is no model {to}: `make versions` lists them"))?;
-            if matching.next().is_some() {
-                bail!("more than one model begins with {to}: give more digits");
-            }
-            found
-        }
-        None => current
-            .and_then(|index| history.get(index.checked_sub(1)?))
-            .context("there is no model before the current one: `make versions` lists them")?,
-    };
-    let key = target.key();
-    // Read and checked before anybody is pointed to it.
-    let model = function::model(cloud, &key).await?;
-    let model = model.with_context(|| format!("s3://{}/{key} is gone", cloud.bucket()))?;
-    cloud.confirm(&format!(
-        "Make model {:.12} the current one",
-        model.sha256()
-    ))?;
-    cloud
-        .s3()
-        .copy_object()
-        .bucket(cloud.bucket())
-        .key(CURRENT_KEY)
-        .copy_source(format!("{}/{key}", cloud.bucket()))
-        .send()
-        .await
-        .with_context(|| format!("could not copy {key} to {CURRENT_KEY}"))?;
-    println!(
-        "model {:.12} is current: `live` looks for it within seconds, beside its next answers",
-        model.sha256()
-    );
-    Ok(())
-}
-
-/// A model in the bucket.
-struct Published {
-    sha256: String,
-    first: DateTime,
-    current: bool,
-}
-
-impl Published {
-    fn key(&self) -> String {
-        format!("models/{}.json", self.sha256)
-    }
-}
-
-/// The models that were ever current, in the order in which they first were.
-///
-/// The bucket keeps every version of `models/current.json`; what they were copied from has the same
-/// ETag, which for these objects is the MD5 of the bytes.
-async fn models(cloud: &Cloud) -> Result<Vec<Published>> {
-    let (s3, bucket) = (cloud.s3(), cloud.bucket());
-    let mut names: HashMap<String, String> = HashMap::new();
-    let mut pages = s3
-        .list_objects_v2()
-        .bucket(&bucket)
-        .prefix("models/")
-        .into_paginator()
-        .send();
-    while let Some(page) = pages.next().await {
-        let page = page.with_context(|| format!("could not list s3://{bucket}/models/"))?;
-        for object in page.contents() {
-            let (key, etag) = (object.key().unwrap_or_default(), object.e_tag());
-            let name = key
-                .strip_prefix("models/")
-                .and_then(|k| k.strip_suffix(".json"));
-            if let (Some(sha256), Some(etag), true) = (name, etag, key != CURRENT_KEY) {
-                names.insert(etag.to_owned(), sha256.to_owned());
-            }
-        }
-    }
-    let found = cloud.object_versions(CURRENT_KEY).await?;
-    let (versions, _) = found.unwrap_or_default();
-    let mut history: Vec<Published> = Vec::new();
-    // The newest come first.
-    for version in versions.iter().rev() {
-        let (Some(etag), Some(first)) = (version.e_tag(), version.last_modified()) else {
-            continue;
-        };
-        let Some(sha256) = names.get(etag) else {
-            continue;
-        };
-        let current = version.is_latest() == Some(true);
-        match history.iter_mut().find(|model| model.sha256 == *sha256) {
-            Some(known) => known.current |= current,
-            None => history.push(Published {
-                sha256: sha256.clone(),
-                first: *first,
-                current,
-            }),
-        }
-    }
-    Ok(history)
 }
 
 /// Print the versions of the code and the models, oldest first.
@@ -358,7 +251,7 @@ pub async fn versions(cloud: &Cloud) -> Result<()> {
     }
     println!("models");
     let models = if stack::describe(cloud).await?.is_some() {
-        models(cloud).await?
+        models::history(cloud).await?
     } else {
         Vec::new()
     };

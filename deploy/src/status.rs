@@ -8,7 +8,8 @@ use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Value, json};
 
 use crate::cloud::{Cloud, Target};
-use crate::function::{LIVE, PUBLISH_ONE, configuration, current_model};
+use crate::function::{LIVE, configuration};
+use crate::models::{self, PUBLISH_ONE};
 use crate::rest::{Call, Service};
 use crate::{destroy, stack};
 
@@ -30,7 +31,7 @@ pub async fn status(cloud: &Cloud) -> Result<()> {
         line(
             "stack",
             &format!(
-                "{} is not deployed: `make bucket`, notebook 02, then `make deploy`",
+                "{} is not deployed: `make bucket`, `make publish`, then `make deploy`",
                 cloud.stack
             ),
         );
@@ -48,15 +49,17 @@ pub async fn status(cloud: &Cloud) -> Result<()> {
         "bucket",
         stack::output(&stack, "BucketName").unwrap_or("none: run `make bucket`"),
     );
-    match current_model(cloud).await {
-        Ok(Some(model)) => {
-            let training = &model.file().training;
+    match models::current(cloud).await {
+        Ok(Some(models::Published { model, .. })) => {
+            let file = model.file();
             line(
                 "model",
                 &format!(
-                    "{} (cross-validated accuracy {:.4})",
+                    "{} ({} from {}, cross-validated accuracy {:.4})",
                     model.sha256(),
-                    training.cv_accuracy
+                    file.target,
+                    stack::count(file.features.len(), "feature"),
+                    file.training.cv_accuracy
                 ),
             );
         }

@@ -13,7 +13,8 @@ import cfnlint.decode
 import parliament
 import pytest
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "template.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "deploy/template.yaml"
 DEPLOYER = TEMPLATE.with_name("deployer-policy.json")
 
 
@@ -184,6 +185,17 @@ def test_logs_end_and_dead_letters_are_encrypted(template):
     logs = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::Logs::LogGroup"]
     assert logs and all(1 <= each["RetentionInDays"] <= 30 for each in logs)
     assert template["Resources"]["DeadLetters"]["Properties"]["SqsManagedSseEnabled"] is True
+
+
+def test_the_dashboard_finds_the_classes_of_any_model(template):
+    """A model's classes are known only when it is published: they are searched for, by what their metrics begin with
+    (iris_fn/src/metrics.rs)."""
+    text = resolved(template["Resources"]["Overview"]["Properties"]["DashboardBody"])
+    widgets = {each["properties"]["title"]: each["properties"] for each in json.loads(text)["widgets"]}
+    [[by_class]] = widgets["Predictions by class"]["metrics"]
+    namespace = (ROOT / "iris_fn/src/metrics.rs").read_text().partition('NAMESPACE: &str = "')[2].partition('"')[0]
+    wanted = f"""{{{namespace},stack}} MetricName=predictions stack="iris\""""
+    assert by_class["expression"] == f"SEARCH('{wanted}', 'Sum', 60)"
 
 
 def test_a_device_is_bound_to_its_own_name(template):
