@@ -118,7 +118,8 @@ pub struct GoldenRow {
 /// Refuse the model with this sentence, unless this holds.
 macro_rules! require {
     ($holds:expr, $($sentence:tt)*) => {
-        if !$holds {
+        let holds: bool = $holds;
+        if !holds {
             return Err(ModelError::Invalid(format!($($sentence)*)));
         }
     };
