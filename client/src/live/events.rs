@@ -66,22 +66,20 @@ impl Page {
     /// The next event; `None` when it is over.
     async fn next(&mut self) -> Option<Event> {
         let event = |name: &str, json: &str| Some(Event::default().event(name).data(json));
-        loop {
-            tokio::select! {
-                biased;
-                _ = self.over.wait_for(|over| *over) => return None,
-                changed = self.runs.changed() => {
-                    changed.ok()?;
-                    return event("about", &self.asking.about(self.may_pause));
-                }
-                changed = self.status.changed() => {
-                    changed.ok()?;
-                    return event("status", &self.status.borrow_and_update());
-                }
-                answers = gather(&mut self.answers, self.told) => {
-                    self.told = Instant::now();
-                    return event("answers", &answers?);
-                }
+        tokio::select! {
+            biased;
+            _ = self.over.wait_for(|over| *over) => None,
+            changed = self.runs.changed() => {
+                changed.ok()?;
+                event("about", &self.asking.about(self.may_pause))
+            }
+            changed = self.status.changed() => {
+                changed.ok()?;
+                event("status", &self.status.borrow_and_update())
+            }
+            answers = gather(&mut self.answers, self.told) => {
+                self.told = Instant::now();
+                event("answers", &answers?)
             }
         }
     }
