@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
@@ -122,18 +123,15 @@ def anna(cloud):
     return Person(cloud, key["AccessKeyId"], key["SecretAccessKey"])
 
 
-def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, model):
+def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, model, tmp_path):
     zip, folder = str(ZIP), ["--dir", str(cloud.devices)]
-    steps = [["destroy", *folder], ["bucket"], ["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
+    first, second = str(tmp_path / "a.json"), str(tmp_path / "b.json")
+    Path(first).write_bytes(model)
+    Path(second).write_bytes(model.replace(b'"iterations": ', b'"iterations": 1'))
+    steps = [["destroy", *folder], ["bucket"], ["publish", first], ["publish", second]]
+    steps += [["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
     steps += [["device", "anna", *folder], ["status"], ["invoke"], ["logs"], ["versions"], ["rollback", "--what", "model"]]
-    first, second = model, model.replace(b'"iterations": ', b'"iterations": 1')
     for step in steps:
-        if step[0] == "up":  # what notebook 2 does
-            for body, key in ((first, "a"), (second, "b"), (second, "current")):
-                anna.client("s3").put_object(Bucket=BUCKET, Key=f"models/{key}.json", Body=body)
-        if step[0] == "rollback":
-            anna.client("s3").put_object(Bucket=BUCKET, Key="models/current.json", Body=first)
-            step = [*step, "--to", "b"]
         code, said = anna.deploy(*step)
         assert code == 0, (step, said)
     with cloud.device("anna") as device:
