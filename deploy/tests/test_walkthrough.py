@@ -93,6 +93,13 @@ def test_make_sets_what_these_tests_set(cloud):
     assert "mine" not in seen.values()
 
 
+def test_make_hands_a_row_over_as_it_was_written(cloud):
+    """As one word each, also where a shell would find a file's name in it."""
+    code, out, err = cloud.by_make("predict", ROW="5.1 -3.5 * 1e-1", DEPLOY=":", CLIENT="printf '%s\\n'")
+    assert code == 0, err
+    assert out.splitlines() == ["predict", "--", "5.1", "-3.5", "*", "1e-1"]
+
+
 # --- the model --------------------------------------------------------------
 
 
