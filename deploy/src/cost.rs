@@ -36,11 +36,11 @@ const LOG_GB_PER_MILLION: f64 = 0.8;
 const MESSAGES: f64 = 3.0;
 /// Ten builds of 3 MB, and models of 3 KB.
 const STORED_GB: f64 = 0.03;
-/// Assumed size of the model: each class is a metric.
-const CLASSES_ASSUMED: f64 = 3.0;
+/// Assumed number of the model's classes: each is a metric.
+const ASSUMED: f64 = 3.0;
 /// Names times dimensions in `iris_fn/src/metrics.rs`: the classes, handler time, cold starts, refusals,
 /// refusals by one code.
-const METRICS: f64 = CLASSES_ASSUMED + 4.0;
+const METRICS: f64 = ASSUMED + 4.0;
 
 const MINUTES_A_MONTH: f64 = 730.0 * 60.0;
 
@@ -134,7 +134,7 @@ pub fn print(path: &Path) -> Result<()> {
         minutes / 1e6 * MINUTES_A_MONTH * 100.0
     );
     println!(
-        "The model is assumed to have {CLASSES_ASSUMED} classes: each class more is a metric more, ${:.2} a month.",
+        "The model is assumed to have {ASSUMED} classes: each class more is a metric more, ${:.2} a month.",
         prices.metric_month
     );
     println!("`make destroy TARGET=aws` ends all of it.");

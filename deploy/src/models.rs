@@ -158,12 +158,12 @@ async fn put(cloud: &Cloud, model: &Model, bytes: Vec<u8>) -> Result<()> {
             "s3://{bucket}/{key} holds other bytes than its name says: delete it, then publish again"
         ),
     }
-    make_current(cloud, model).await
+    make_current(cloud, &key, model).await
 }
 
 /// Copy a model that is in the bucket to where the function looks.
-async fn make_current(cloud: &Cloud, model: &Model) -> Result<()> {
-    let (bucket, key) = (cloud.bucket(), model.key());
+async fn make_current(cloud: &Cloud, key: &str, model: &Model) -> Result<()> {
+    let bucket = cloud.bucket();
     cloud
         .s3()
         .copy_object()
@@ -205,7 +205,7 @@ pub async fn rollback(cloud: &Cloud, to: Option<&str>) -> Result<()> {
     let Published { model, .. } =
         published.with_context(|| format!("s3://{}/{key} is gone", cloud.bucket()))?;
     cloud.confirm(&format!("Make model {:.12} the current one", target.sha256))?;
-    make_current(cloud, &model).await
+    make_current(cloud, &key, &model).await
 }
 
 /// A model that is or was current.

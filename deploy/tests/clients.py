@@ -40,8 +40,9 @@ DEVICES = ROOT / "target/devices"
 STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
 REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
-FEATURES, CLASSES = REFERENCE["features"], REFERENCE["classes"]
-SETOSA = dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2]))
+FRUIT = (ROOT / "iris_fn/fuzz/corpus/model/fruit.json").read_bytes()  # a model of something else
+with open(ROOT / "data/iris.csv", newline="") as file:
+    (*NAMES, TARGET), *DATA = csv.reader(file)
 
 
 def run(*command, environment=None, **settings):
@@ -58,11 +59,12 @@ def run(*command, environment=None, **settings):
 
 
 def trained_model():
-    """The bytes of target/model.json. Notebook 01 makes it: once, when several test processes miss it at once."""
+    """The bytes of target/model.json. Notebook 01 makes it: once, when several test processes miss it at once, or have
+    one of an older schema."""
     MODEL.parent.mkdir(exist_ok=True)
     with open(MODEL.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not MODEL.exists():
+        if not MODEL.exists() or json.loads(MODEL.read_bytes())["schema"] != 2:
             code, out, err = run(ROOT / ".venv/bin/python", "notebooks/kernel/run.py", "notebooks/01_train.ipynb")
             assert code == 0, out + err
         return MODEL.read_bytes()
@@ -72,13 +74,17 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def question(**changes):
-    return json.dumps({"request_id": "r", **SETOSA, **changes}).encode()
-
-
 def iris():
-    with open(ROOT / "data/iris.csv", newline="") as file:
-        return [(tuple(float(row[name]) for name in FEATURES), row["species"]) for row in csv.DictReader(file)]
+    """[(values, label)] of the data that the notebooks train on."""
+    return [(tuple(map(float, values)), label) for *values, label in DATA]
+
+
+# The first row of the data.
+ROW, LABEL = dict(zip(NAMES, iris()[0][0])), iris()[0][1]
+
+
+def question(**changes):
+    return json.dumps({"request_id": "r", **ROW, **changes}).encode()
 
 
 def probabilities(weights, intercepts, x):
@@ -91,7 +97,7 @@ def probabilities(weights, intercepts, x):
 def expected(x):
     """{class: probability} by scikit-learn's weights."""
     p = probabilities(REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"], x)
-    return pytest.approx(dict(zip(CLASSES, p)), abs=1e-4)
+    return pytest.approx(dict(zip(REFERENCE["classes"], p)), abs=1e-4)
 
 
 def zipped(path, **files):
@@ -125,7 +131,7 @@ class Cloud:
             return [sys.executable, LOCAL, "start" if target == "local" else "stop"]
         zip, name = changes.get("ZIP", self.zip), changes.get("NAME", "lily")
         arguments = {
-            "plan": ["plan", zip], "deploy": ["up", zip],
+            "plan": ["plan", zip], "deploy": ["up", zip], "publish": ["publish", changes.get("MODEL", MODEL)],
             "device": ["device", name, "--dir", self.devices], "destroy": ["destroy", "--dir", self.devices],
             "class": ["class", zip, "--dir", self.archives], "class-destroy": ["class-destroy", "--dir", self.archives],
         }  # fmt: skip
@@ -171,7 +177,7 @@ class Cloud:
         return Device(name, client_id, self.devices / name)
 
     def publish(self, model):
-        """As notebook 02 does with the Rust SDK: a name that never changes, then the copy that is in use."""
+        """As notebook 02 and `make publish` do: a name that never changes, then the copy that is in use."""
         for key in (f"models/{sha256(model)}.json", "models/current.json"):
             self.client("s3").put_object(Bucket=BUCKET, Key=key, Body=model)
 
@@ -180,6 +186,10 @@ class Cloud:
         reply = self.client("lambda").invoke(FunctionName=FUNCTION, Qualifier="live", Payload=payload)
         assert "FunctionError" not in reply
         return json.loads(reply["Payload"].read())
+
+    def current(self):
+        """The bytes of the current model."""
+        return self.client("s3").get_object(Bucket=BUCKET, Key="models/current.json")["Body"].read()
 
     def alias(self):
         alias = self.client("lambda").get_alias(FunctionName=FUNCTION, Name="live")

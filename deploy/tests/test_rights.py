@@ -9,10 +9,13 @@ import io
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import ACCOUNT, BUCKET, FUNCTION, REGION, SETOSA, STACK, ZIP, Cloud, Device, iris, question, size
+from clients import (
+    ACCOUNT, BUCKET, FUNCTION, LABEL, REGION, ROW, STACK, TARGET, ZIP, Cloud, Device, iris, question, sha256, size,
+)  # fmt: skip
 
 REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
 MEMBERS = size(4, 30)
@@ -120,22 +123,19 @@ def anna(cloud):
     return Person(cloud, key["AccessKeyId"], key["SecretAccessKey"])
 
 
-def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, model):
+def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, model, tmp_path):
     zip, folder = str(ZIP), ["--dir", str(cloud.devices)]
-    steps = [["destroy", *folder], ["bucket"], ["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
+    first, second = str(tmp_path / "a.json"), str(tmp_path / "b.json")
+    Path(first).write_bytes(model)
+    Path(second).write_bytes(model.replace(b'"iterations": ', b'"iterations": 1'))
+    steps = [["destroy", *folder], ["bucket"], ["publish", first], ["publish", second]]
+    steps += [["up", zip], ["up", zip, "--keep-warm", "rate(5 minutes)"], ["up", zip], ["plan", zip]]
     steps += [["device", "anna", *folder], ["status"], ["invoke"], ["logs"], ["versions"], ["rollback", "--what", "model"]]
-    first, second = model, model.replace(b'"iterations": ', b'"iterations": 1')
     for step in steps:
-        if step[0] == "up":  # what notebook 2 does
-            for body, key in ((first, "a"), (second, "b"), (second, "current")):
-                anna.client("s3").put_object(Bucket=BUCKET, Key=f"models/{key}.json", Body=body)
-        if step[0] == "rollback":
-            anna.client("s3").put_object(Bucket=BUCKET, Key="models/current.json", Body=first)
-            step = [*step, "--to", "b"]
         code, said = anna.deploy(*step)
         assert code == 0, (step, said)
     with cloud.device("anna") as device:
-        assert device.listening().ask([{"request_id": "r", **SETOSA}])["r"]["species"] == "setosa"
+        assert device.listening().ask([{"request_id": "r", **ROW}])["r"][TARGET] == LABEL
     code, said = anna.deploy("destroy", *folder)
     assert code == 0 and f"nothing of stack {STACK} is left" in said
     cloud.must("bucket")
@@ -174,8 +174,9 @@ def test_a_person_may_not(anna, what):
 # --- a class ----------------------------------------------------------------
 
 
-def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, tmp_path):
-    settings = {"N": MEMBERS}
+def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, model, tmp_path):
+    settings, elsewhere = {"N": MEMBERS}, json.dumps(json.loads(model)).encode()  # as Python writes the same model
+    cloud.publish(elsewhere)
     listed = cloud.must("class", **settings)
     assert listed.count(" is ready: ") == MEMBERS
     assert cloud.must("class", **settings).count(" is ready: ") == MEMBERS  # again: nothing to do, nothing broken
@@ -189,11 +190,12 @@ def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, tmp_path)
         name, other = names[index], names[index - 1]
         with Device("notebook", folder=tmp_path / name / "target/devices/notebook", stack=name) as device:
             device.listening()
-            flowers = iris()[index * 5 : index * 5 + 5]
-            asked = [{"request_id": f"{name}-{i}", **dict(zip(SETOSA, x))} for i, (x, _) in enumerate(flowers)]
+            rows = iris()[index * 5 : index * 5 + 5]
+            asked = [{"request_id": f"{name}-{i}", **dict(zip(ROW, x))} for i, (x, _) in enumerate(rows)]
             answers = device.ask(asked)
             assert answers.keys() == {each["request_id"] for each in asked}
-            assert all("species" in answer for answer in answers.values())
+            assert all(TARGET in answer for answer in answers.values())
+            assert {answer["model"] for answer in answers.values()} == {sha256(elsewhere)}
         with Device("notebook", folder=tmp_path / name / "target/devices/notebook", stack=name) as device:
             assert device.accepted and not device.subscribe(f"{other}/response/{other}-notebook")
         impostor = f"{other}-notebook"
@@ -211,7 +213,7 @@ def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, tmp_path)
     functions = [each["FunctionName"] for each in cloud.client("lambda").list_functions()["Functions"]]
     assert functions == [FUNCTION]  # the class's own stack is not of the class
     assert [each for each in cloud.client("iot").list_things()["things"] if each["thingName"].endswith("-notebook")] == []
-    assert cloud.invoke(question())["species"] == "setosa"
+    assert cloud.invoke(question())[TARGET] == LABEL
 
 
 def test_a_class_does_not_take_over_a_stack_that_is_there(cloud):

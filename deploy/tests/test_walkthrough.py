@@ -24,7 +24,7 @@ from functools import partial
 import pytest
 from botocore.exceptions import ClientError
 from clients import (
-    ACCOUNT, BUCKET, CLASSES, DEPLOY, DEVICES, FEATURES, FUNCTION, REFERENCE, REGION, ROOT, SETOSA, STACK, Cloud, expected,
+    ACCOUNT, BUCKET, DEPLOY, DEVICES, FUNCTION, LABEL, NAMES, REFERENCE, REGION, ROOT, ROW, STACK, TARGET, Cloud, expected,
     iris, probabilities, question, run, sha256,
 )  # fmt: skip
 from test_local import alive, free_ports, wait_for
@@ -72,11 +72,11 @@ def device(cloud):
 
 
 def test_make_calls_what_these_tests_call(cloud):
-    targets = "local bucket plan deploy versions rollback device dlq redrive status invoke logs policy cost destroy"
+    targets = "local bucket publish plan deploy versions rollback device dlq redrive status invoke logs policy cost destroy"
     for target in [*targets.split(), "class", "class-destroy", "stop"]:
         code, out, err = cloud.by_make(target, "--dry-run")
         assert code == 0, err
-        theirs, ours = out.splitlines()[-1], " ".join(map(str, cloud.command(target, NAME='"$NAME"')))
+        theirs, ours = out.splitlines()[-1], " ".join(map(str, cloud.command(target, NAME='"$NAME"', MODEL='"$MODEL"')))
         theirs, ours = (line.replace(f"{ROOT}/", "").partition(" --dir ")[0] for line in (theirs, ours))
         assert theirs.endswith(ours.partition(" ")[2]), (theirs, ours)  # without the program: Python's path differs
 
@@ -91,6 +91,13 @@ def test_make_sets_what_these_tests_set(cloud):
     ours = {name: value for name, value in cloud.environment.items() if name not in ("PATH", "HOME")}
     assert {**ours, "TO": "3"}.items() <= seen.items()
     assert "mine" not in seen.values()
+
+
+def test_make_hands_a_row_over_as_it_was_written(cloud):
+    """As one word each, also where a shell would find a file's name in it."""
+    code, out, err = cloud.by_make("predict", ROW="5.1 -3.5 * 1e-1", DEPLOY=":", CLIENT="printf '%s\\n'")
+    assert code == 0, err
+    assert out.splitlines() == ["predict", "--", "5.1", "-3.5", "*", "1e-1"]
 
 
 # --- the model --------------------------------------------------------------
@@ -109,13 +116,13 @@ def test_the_model_is_the_one_that_scikit_learn_finds(model):
 
 def test_the_model_file_keeps_the_contract(model):
     model, rows = json.loads(model), iris()
-    assert list(model) == "schema kind features classes weights intercepts training golden".split()
-    assert (model["schema"], model["kind"]) == (1, "multinomial_logistic_regression")
-    ranges = [(min(column), max(column)) for column in zip(*(x for x, _ in rows))]
-    assert model["features"] == [
-        {"name": name, "unit": "cm", "min": low, "max": high} for name, (low, high) in zip(FEATURES, ranges)
-    ]
-    assert model["classes"] == CLASSES
+    assert list(model) == "schema kind target features classes weights intercepts training golden".split()
+    assert (model["schema"], model["kind"], model["target"]) == (2, "multinomial_logistic_regression", TARGET)
+    for feature, name, column in zip(model["features"], NAMES, zip(*(x for x, _ in rows)), strict=True):
+        low, high = feature.pop("accept")
+        assert feature == {"name": name, "unit": "cm", "min": min(column), "max": max(column)}
+        assert low <= min(column) and max(column) <= high
+    assert model["classes"] == REFERENCE["classes"]
     assert [len(row) for row in model["weights"]] == [4, 4, 4] and len(model["intercepts"]) == 3
     training = model["training"]
     assert set(training) == set("data_sha256 rows alpha iterations gradient_norm log_loss cv_accuracy".split())
@@ -194,20 +201,20 @@ def test_a_cloud_that_is_down_is_named_with_the_way_out():
 
 def test_a_direct_call_is_answered_with_every_field_of_the_contract(cloud, model):
     answer = cloud.invoke(question())
-    assert set(answer) == set("request_id species probabilities in_distribution model cold_start handler_us".split())
-    assert (answer["request_id"], answer["species"], answer["in_distribution"]) == ("r", "setosa", True)
+    assert set(answer) == set(f"request_id {TARGET} probabilities in_distribution model cold_start handler_us".split())
+    assert (answer["request_id"], answer[TARGET], answer["in_distribution"]) == ("r", LABEL, True)
     assert answer["model"] == sha256(model)
-    assert answer["probabilities"] == expected(SETOSA.values())
+    assert answer["probabilities"] == expected(ROW.values())
     assert type(answer["cold_start"]) is bool and type(answer["handler_us"]) is int
 
 
 def test_a_batch_is_answered_in_order(cloud):
     rows = iris()[::-1]
-    flowers = [dict(zip(FEATURES, x)) for x, _ in rows]
-    answer = cloud.invoke(json.dumps({"request_id": "r", "flowers": flowers}))
+    instances = [dict(zip(NAMES, x)) for x, _ in rows]
+    answer = cloud.invoke(json.dumps({"request_id": "r", "instances": instances}))
     assert set(answer) == {"request_id", "predictions", "model", "cold_start", "handler_us"}
     assert [p["probabilities"] for p in answer["predictions"]] == [expected(x) for x, _ in rows]
-    assert sum(p["species"] == species for p, (_, species) in zip(answer["predictions"], rows, strict=True)) == 146
+    assert sum(p[TARGET] == label for p, (_, label) in zip(answer["predictions"], rows, strict=True)) == 146
 
 
 def test_a_warm_up_is_answered_as_such(cloud):
@@ -217,17 +224,17 @@ def test_a_warm_up_is_answered_as_such(cloud):
 # --- over MQTT --------------------------------------------------------------
 
 
-def test_200_flowers_that_training_never_saw_are_answered_right(device, model):
-    dice, seen, flowers = random.Random(2026), {x for x, _ in iris()}, {}
+def test_200_rows_that_training_never_saw_are_answered_right(device, model):
+    dice, seen, rows = random.Random(2026), {x for x, _ in iris()}, {}
     ranges = [(feature["min"], feature["max"]) for feature in json.loads(model)["features"]]
-    while len(flowers) < 200:
+    while len(rows) < 200:
         reach = dice.choice([ranges, [(0, 10)] * 4])  # what training saw; what it need not have seen
         x = tuple(round(dice.uniform(low, high), 2) for low, high in reach)
         if x not in seen:
-            flowers[f"flower-{len(flowers)}"] = x
-    answers = device.ask({"request_id": name, **dict(zip(FEATURES, x))} for name, x in flowers.items())
-    assert answers.keys() == flowers.keys()
-    for name, x in flowers.items():
+            rows[f"row-{len(rows)}"] = x
+    answers = device.ask({"request_id": name, **dict(zip(NAMES, x))} for name, x in rows.items())
+    assert answers.keys() == rows.keys()
+    for name, x in rows.items():
         assert answers[name]["probabilities"] == expected(x)
         assert answers[name]["in_distribution"] == all(low <= v <= high for v, (low, high) in zip(x, ranges))
         assert answers[name]["model"] == sha256(model)
@@ -235,30 +242,31 @@ def test_200_flowers_that_training_never_saw_are_answered_right(device, model):
 
 
 def test_a_batch_too_large_for_mqtt_is_refused_with_the_number_that_fits(device):
-    flowers = [SETOSA] * 1000
-    refusal = device.ask([{"request_id": "all", "flowers": flowers}])["all"]["error"]
-    assert refusal["code"] == "too_many_flowers"
+    instances = [ROW] * 1000
+    refusal = device.ask([{"request_id": "all", "instances": instances}])["all"]["error"]
+    assert refusal["code"] == "too_many_instances"
     fit = int(refusal["message"].partition("at most ")[2].split()[0])
-    answer = device.ask([{"request_id": "fit", "flowers": flowers[:fit]}])["fit"]
+    answer = device.ask([{"request_id": "fit", "instances": instances[:fit]}])["fit"]
     assert len(answer["predictions"]) == fit > 500
 
 
+LAST = NAMES[-1]
 REFUSALS = {
     "empty": (b"", "malformed_json", None),
-    "not UTF-8": (b'{"request_id": "\xff"}', "malformed_json", None),
-    "half a request": (question()[:40], "malformed_json", None),
+    "not UTF-8": (b'{"request_id": "r", "x": "\xff"}', "malformed_json", "r"),
+    "half a request": (question()[:40], "malformed_json", "r"),
     "a list": (b"[5.1, 3.5, 1.4, 0.2]", "malformed_json", None),
     "deep": (b"[" * 200, "malformed_json", None),
-    "NaN": (question(petal_width=math.nan), "malformed_json", None),
-    "request_id a number": (question(request_id=7), "malformed_json", None),
-    "no request_id": (json.dumps(SETOSA).encode(), "missing_field", None),
+    "NaN": (question(**{LAST: math.nan}), "malformed_json", "r"),
+    "request_id a number": (question(request_id=7), "malformed_json", 7),
+    "no request_id": (json.dumps(ROW).encode(), "missing_field", None),
     "a warm-up": (b'{"warmup": true}', "missing_field", None),
-    "a field missing": (question().replace(b"petal_width", b"width"), "missing_field", "r"),
-    "a field missing in a list": (b'{"request_id": "r", "flowers": [{}]}', "missing_field", "r"),
-    "a string": (question(petal_width="0.2"), "not_a_number", "r"),
-    "1e308": (question(petal_width=1e308), "out_of_range", "r"),
-    "negative": (question(petal_width=-0.1), "out_of_range", "r"),
-    "flowers and fields": (question(flowers=[SETOSA]), "malformed_json", "r"),
+    "a field missing": (question().replace(LAST.encode(), b"other"), "missing_field", "r"),
+    "a field missing in a list": (b'{"request_id": "r", "instances": [{}]}', "missing_field", "r"),
+    "a string": (question(**{LAST: "0.2"}), "not_a_number", "r"),
+    "1e308": (question(**{LAST: 1e308}), "out_of_range", "r"),
+    "negative": (question(**{LAST: -0.1}), "out_of_range", "r"),
+    "instances and fields": (question(instances=[ROW]), "malformed_json", "r"),
 }
 
 
@@ -272,9 +280,9 @@ def test_a_bad_message_is_refused_with_its_code(device, payload, code, request_i
 
 
 def test_a_bad_direct_call_gets_the_same_refusal(cloud):
-    many = json.dumps({"request_id": "r", "flowers": [SETOSA] * 10_001})
-    names = ("a list", "no request_id", "a field missing", "a string", "1e308", "flowers and fields")
-    for payload, *right in [(many, "too_many_flowers", "r"), *(REFUSALS[name] for name in names)]:
+    many = json.dumps({"request_id": "r", "instances": [ROW] * 10_001})
+    names = ("a list", "no request_id", "a field missing", "a string", "1e308", "instances and fields")
+    for payload, *right in [(many, "too_many_instances", "r"), *(REFUSALS[name] for name in names)]:
         refusal = cloud.invoke(payload)
         assert [refusal["error"]["code"], refusal["request_id"]] == right
 
@@ -317,7 +325,7 @@ def test_a_device_cannot_be_another(cloud):
 def test_a_device_cannot_listen_to_others(cloud, device, topic):
     assert not device.subscribe(topic)
     with cloud.device(OTHER) as other:
-        assert other.listening().ask([{"request_id": "private", **SETOSA}])
+        assert other.listening().ask([{"request_id": "private", **ROW}])
     with pytest.raises(queue.Empty):
         device.inbox.get(timeout=0.5)
 
@@ -328,7 +336,7 @@ def test_a_device_cannot_speak_for_others(cloud, device, kind):
         other.listening()
         device.client.publish(f"{STACK}/{kind}/{other.id}", question(request_id="forged"), qos=1)
         time.sleep(0.5)
-        assert other.ask([{"request_id": "own", **SETOSA}]).keys() == {"own"}  # it would have heard
+        assert other.ask([{"request_id": "own", **ROW}]).keys() == {"own"}  # it would have heard
 
 
 # --- the end: keep these tests the last -------------------------------------
