@@ -13,7 +13,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 
-from clients import CLASSES, FEATURES, REFERENCE, iris, probabilities
+from clients import NAMES, REFERENCE, TARGET, iris, probabilities
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -131,10 +131,11 @@ def reference():
     columns = list(zip(*(row for row, _ in iris())))
     features = [
         {"name": name, "unit": "cm", "min": min(column), "max": max(column), "accept": [0, 100]}
-        for name, column in zip(FEATURES, columns)
+        for name, column in zip(NAMES, columns)
     ]
     weights, intercepts = REFERENCE["weights_class_by_feature"], REFERENCE["intercepts"]
-    return {"target": "species", "features": features, "classes": CLASSES, "weights": weights, "intercepts": intercepts}
+    classes = REFERENCE["classes"]
+    return {"target": TARGET, "features": features, "classes": classes, "weights": weights, "intercepts": intercepts}
 
 
 IRIS = reference()

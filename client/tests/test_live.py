@@ -28,7 +28,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from clients import CLIENT, ROOT, expected
+from clients import CLIENT, LABEL, NAMES, REFERENCE, ROOT, ROW, expected
 from local_cloud import local_cloud, size, wait_for
 from stand_in import StandIn
 
@@ -39,8 +39,7 @@ DRIVER = shutil.which("chromedriver")
 AXE, AXE_SHA512 = "axe-core@4.14.1", (
     "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
 )
-SPECIES = ("setosa", "versicolor", "virginica")
-SETOSA = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
+CLASSES = REFERENCE["classes"]
 SCREENS = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
@@ -92,8 +91,8 @@ class Server:
         finally:
             connection.close()
 
-    def ask(self, flower, **changes):
-        status, _, body = self.request("POST", "/ask", json.dumps(flower), **changes)
+    def ask(self, row, **changes):
+        status, _, body = self.request("POST", "/ask", json.dumps(row), **changes)
         return status, json.loads(body)
 
     def memory(self):
@@ -252,11 +251,11 @@ def test_the_whole_way(device, page):
         slider.send_keys(Keys.HOME)
         page.element("submit").send_keys(Keys.ENTER)
         wait_for(lambda: "there and back" in page.text("#own"), 30)
-        assert page.text("#own .said") == "setosa"
-        status, told = server.ask(SETOSA)
+        assert page.text("#own .said") == LABEL
+        status, told = server.ask(ROW)
         assert (status, told["outcome"]) == (200, "answered")
-        assert told["probabilities"] == expected(list(SETOSA.values()))
-        status, told = server.ask({**SETOSA, "petal_length": 1e6})
+        assert told["probabilities"] == expected(list(ROW.values()))
+        status, told = server.ask({**ROW, NAMES[2]: 1e6})
         assert (status, told["outcome"], told["error"]["code"]) == (200, "refused", "out_of_range")
         wait_for(lambda: "refused: out_of_range" in page.text("#last"))
         assert not page.complaints()
@@ -266,11 +265,11 @@ def test_the_whole_way(device, page):
 # --- what the page shows -----------------------------------------------------------------------------------
 
 
-def test_a_flower_arrives_with_its_answer_probabilities_and_round_trip(server, page):
+def test_a_row_arrives_with_its_answer_probabilities_and_round_trip(server, page):
     page.open(server.url)
     wait_for(lambda: page.inked() > 50)
     species = wait_for(lambda: page.text("#latest .said").removeprefix("None yet"))
-    assert species in SPECIES
+    assert species in CLASSES
     assert re.search(r"\d+\.\d %", page.text("#latest .bars"))
     assert re.search(r"there and back, (as the data says|the data says)", page.text("#latest .why"))
     wait_for(lambda: int(page.text("#answered")) > 5)
@@ -309,7 +308,7 @@ def test_by_keyboard_alone(server, page):
     press(Keys.END)
     assert page.element("f2").get_attribute("aria-valuetext") == "7.4 cm"
     press(Keys.ENTER)  # a form is sent from any of its fields
-    wait_for(lambda: page.text("#own .said") == "virginica")
+    wait_for(lambda: page.text("#own .said") == CLASSES[2])
     assert "Outside of the training data" in page.text("#own .why")
     back(6)
     assert page.focused() == "run"
@@ -325,7 +324,7 @@ def test_what_one_page_asks_all_pages_see_and_a_refusal_says_why(server, page):
     wait_for(lambda: page.text("#link") == "Connected")
     server.request("POST", "/run", '{"on": false}')
     time.sleep(0.5)  # what was under way has arrived
-    status, told = server.ask({**SETOSA, "petal_length": 1e6})
+    status, told = server.ask({**ROW, NAMES[2]: 1e6})
     assert (status, told["outcome"], told["error"]["code"]) == (200, "refused", "out_of_range")
     wait_for(lambda: page.text("#latest .said") == "refused: out_of_range")
     assert "is out of range" in page.text("#latest .why")
@@ -526,7 +525,7 @@ def test_at_500_a_second_the_page_says_that_it_samples_and_still_answers_who_ask
         frames = percentiles(page.later(FRAMES % size(1000, 5000)))
         before = page.js("window.live.drawn")
         clicks = percentiles([page.later(CLICK) for _ in range(size(5, 20))])  # each ends with its answer
-        assert page.text("#own .said") in SPECIES
+        assert page.text("#own .said") in CLASSES
         arrived, drawn = page.js("[window.live.arrived, window.live.drawn]")
         assert before < drawn < arrived, (before, drawn, arrived)
         numbers = {
@@ -568,16 +567,16 @@ def test_what_a_page_does_not_fetch_is_not_kept_for_it(stand_in):
 
 def test_on_loopback_only_our_own_page_may_ask(server):
     assert server.request("GET", "/")[0] == 200
-    assert server.ask(SETOSA)[1]["outcome"] == "answered"
+    assert server.ask(ROW)[1]["outcome"] == "answered"
     assert server.request("GET", "/", Host="evil.example")[0] == 421
     for changes in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": None}):
-        status, told = server.ask(SETOSA, **changes)
+        status, told = server.ask(ROW, **changes)
         assert (status, told["error"]["code"]) == (403, "wrong_origin"), changes
-    assert server.ask(SETOSA, Content_Type="text/plain")[0] == 415
-    for wrong in ({**SETOSA, "more": 1}, {"sepal_length": 5.1}):
+    assert server.ask(ROW, Content_Type="text/plain")[0] == 415
+    for wrong in ({**ROW, "more": 1}, {NAMES[0]: 5.1}):
         status, told = server.ask(wrong)
         assert (status, told["error"]["code"]) == (400, "wrong_row")
-    assert server.ask({"sepal_length": "5.1"})[1]["error"]["code"] == "malformed_question"
+    assert server.ask({NAMES[0]: "5.1"})[1]["error"]["code"] == "malformed_question"
     assert server.request("POST", "/ask", "x" * 100_000)[0] == 413
     assert server.request("GET", "/ask")[0] == 405
     # It is not reached from outside.
@@ -598,12 +597,12 @@ def test_the_room_needs_the_token(stand_in, page):
         token = re.search(r"\?token=([0-9a-f]{32})$", server.url).group(1)
         for path in ("/", "/page.js", "/events", "/?token=" + "0" * 32):
             assert server.request("GET", path)[0] == 403, path
-        assert server.ask(SETOSA)[1]["error"]["code"] == "no_token"
+        assert server.ask(ROW)[1]["error"]["code"] == "no_token"
         status, headers, _ = server.request("GET", f"/?token={token}")
         assert status == 200
         assert headers["set-cookie"] == f"live_token={token}; HttpOnly; SameSite=Strict; Path=/"
         ours = {"host": own_address(), "Cookie": f"live_token={token}"}
-        assert server.ask(SETOSA, **ours)[0] == 200
+        assert server.ask(ROW, **ours)[0] == 200
         status, _, told = server.request("POST", "/run", '{"on": false}', **ours)
         assert (status, json.loads(told)["error"]["code"]) == (403, "not_at_the_machine")
         page.open(server.url)
@@ -616,7 +615,7 @@ def test_the_room_needs_the_token(stand_in, page):
 def test_too_many_at_once_are_told_so(stand_in, server):
     stand_in.delay = 2
     with ThreadPoolExecutor(20) as pool:
-        told = list(pool.map(lambda _: server.ask(SETOSA), range(20)))
+        told = list(pool.map(lambda _: server.ask(ROW), range(20)))
     assert sorted(status for status, _ in told) == [200] * 16 + [429] * 4
     busy = [body["error"] for status, body in told if status == 429]
     assert busy[0] == {

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from clients import CLIENT, FEATURES, STACK, TARGET, ZIP, expected, iris, zipped
+from clients import CLIENT, NAMES, STACK, TARGET, ZIP, expected, iris, zipped
 from local_cloud import size, wait_for
 from proxies import Gateway, Wire
 
@@ -217,7 +217,7 @@ def reconnected(asker, at_least=1):
 
 
 def question(request_id, row):
-    return json.dumps({"request_id": request_id, **dict(zip(FEATURES, row))})
+    return json.dumps({"request_id": request_id, **dict(zip(NAMES, row))})
 
 
 def right(answer, row):

@@ -13,24 +13,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from clients import BUCKET, CLIENT, STACK, Device, sha256
+from clients import BUCKET, CLIENT, LABEL, STACK, Device, sha256
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from driver import Asker, flowers, question
+from driver import Asker, question, rows
 from local_cloud import size, wait_for
 from stand_in import signed
 
-FLOWER = next(flowers())
+ROW = next(rows())
+GOOD, FIRST = question("r", ROW).encode(), json.dumps(ROW[0]).encode()
 MALFORMED = [
     b"", b"\xff\xfe", b"hello", b"{", b"[]", b"null", b"1e308", b'"text"', b"{}", b'{"request_id": 1}',
-    b'{"request_id": "r"}', b'{"request_id": "r", "flowers": 1}', b'{"request_id": "r", "flowers": [{}]}',
-    b'{"request_id": "r", "sepal_length": "5.1", "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}',
-    b'{"request_id": "r", "sepal_length": null, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}',
-    b'{"request_id": "r", "sepal_length": NaN, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}',
-    b'{"request_id": "r", "sepal_length": 1e308, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}',
-    b'{"request_id": "r", "sepal_length": -5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}',
-    b'{"request_id": "r", "sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4}',
-    b'{"request_id": "%s", "sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}' % (b"r" * 200),
+    b'{"request_id": "r"}', b'{"request_id": "r", "instances": 1}', b'{"request_id": "r", "instances": [{}]}',
+    *(GOOD.replace(FIRST, bad, 1) for bad in (b'"%s"' % FIRST, b"null", b"NaN", b"1e308", b"-" + FIRST)),
+    question("r", ROW[:-1]).encode(), question("r" * 200, ROW).encode(),
 ]  # fmt: skip
 
 
@@ -42,8 +38,8 @@ def unsent(world):
     path = f"/topics/{STACK}/response/{STACK}-unsent"
     world.gateway.close(path)
     asker = Asker(world, "unsent", deadline=size(3, 8))
-    for n, flower in zip(range(3), flowers()):
-        asker.ask(f"q-{n}", flower)
+    for n, row in zip(range(3), rows()):
+        asker.ask(f"q-{n}", row)
     yield asker, path
     asker.kill()
 
@@ -53,7 +49,7 @@ def unsent(world):
 
 def predict(devices, name):
     """A client that asks one question as this device."""
-    command = [CLIENT, "--dir", devices, "predict", "--device", name, "--", *map(str, FLOWER)]
+    command = [CLIENT, "--dir", devices, "predict", "--device", name, "--", *map(str, ROW)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -66,7 +62,7 @@ def strangers(world):
         world.device(name)
     for asker in [predict(world.devices, name) for name in names]:
         out, err = asker.communicate(timeout=60)
-        assert "setosa" in out, err
+        assert LABEL in out, err
 
     key = ec.generate_private_key(ec.SECP256R1())
     encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -116,10 +112,10 @@ def test_device_publishes_on_the_topic_of_another(case):
         asker.listening()
         with Device("other", folder=world.devices / "other") as device:
             device.listening()
-            device.client.publish(topic, question("forged", FLOWER), qos=1)
+            device.client.publish(topic, question("forged", ROW), qos=1)
             assert device._events.get(timeout=10) is False, "the broker did not hang up"
         # The same from one who may: whatever is published there, the asker hears of it.
-        world.cloud.client("iot-data").publish(topic=topic, qos=1, payload=question("allowed", FLOWER))
+        world.cloud.client("iot-data").publish(topic=topic, qos=1, payload=question("allowed", ROW))
         heard = [asker.inbox.get(timeout=10)["request_id"]]
         try:
             heard.append(asker.inbox.get(timeout=2)["request_id"])
@@ -143,7 +139,7 @@ def test_device_subscribes_to_all_topics(case):
 def test_128_KB_exactly_and_a_byte_more(case):
     with case.client() as asker:
         for name, length in (("fits", 128 * 1024), ("too-large", 128 * 1024 + 1)):
-            asker.ask(name, FLOWER, length)
+            asker.ask(name, ROW, length)
     fits, too_large = asker.ends["fits"][0], asker.ends["too-large"][0]
     assert fits["outcome"] == "answered", f"128 KB: {fits}"
     assert (too_large["outcome"], too_large["error"]["code"]) == ("failed", "too_large"), f"one more: {too_large}"

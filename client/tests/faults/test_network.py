@@ -7,7 +7,7 @@ import signal
 import time
 
 from clients import STACK, Device
-from driver import flowers, question, reconnected
+from driver import question, reconnected, rows
 from local_cloud import size, wait_for
 
 
@@ -86,10 +86,10 @@ def test_every_request_delivered_twice(case):
     with case.asking(100, rate=20) as asker:
         sent = set()
         while len(sent) < count:
-            for request_id, flower in list(asker.flowers.items()):
+            for request_id, row in list(asker.rows.items()):
                 if request_id not in sent:
                     sent.add(request_id)
-                    payload = question(request_id, flower)
+                    payload = question(request_id, row)
                     data.publish(topic=f"{STACK}/request/{STACK}-asker", qos=1, payload=payload)
             time.sleep(0.01)
     dropped = asker.counters["duplicate"]
@@ -101,8 +101,8 @@ def test_answers_doubled_and_out_of_order(case):
     cloud, count = case.world.cloud, size(30, 100)
     data, answers = cloud.client("iot-data"), []
     with case.asking(100, rate=20) as asker:
-        for n, flower in zip(range(count), flowers()):
-            answers += [cloud.invoke(question(f"q-{n}", flower).encode())] * 2
+        for n, row in zip(range(count), rows()):
+            answers += [cloud.invoke(question(f"q-{n}", row).encode())] * 2
         random.Random(1).shuffle(answers)
         for answer in answers:
             data.publish(topic=f"{STACK}/response/{STACK}-asker", qos=1, payload=json.dumps(answer))
