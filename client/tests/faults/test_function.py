@@ -119,4 +119,4 @@ def test_damaged_model_published(case):
 
 
 def test_model_of_another_schema_published(case):
-    current(case, json.dumps({**json.loads(case.world.good), "schema": 2}).encode())
+    current(case, json.dumps({**json.loads(case.world.good), "schema": 1}).encode())
