@@ -33,8 +33,8 @@ def test_two_notebooks_are_open_at_once_and_each_ends_by_itself(tmp_path: Path) 
         async with one.kernel(ROOT), two.kernel(ROOT):
             for kernel in (one, two):
                 await printed(kernel, "use workshop::*;")
-            assert await printed(one, "let a: i32 = 1; println!(\"{}\", iris_fn::model::FEATURES);") == "4\n"
-            assert await printed(two, "let a: i32 = 2; println!(\"{}\", iris_fn::model::CLASSES);") == "3\n"
+            assert await printed(one, "let a: i32 = 1; println!(\"{}\", iris_fn::model::SCHEMA);") == "2\n"
+            assert await printed(two, "let a: i32 = 2; println!(\"{}\", iris_fn::model::MAX_FEATURES);") == "256\n"
             assert "the kernel died" in await trouble(two, "!kill -9 $PPID")
             assert await printed(one, 'println!("{a}");') == "1\n"
             assert "printed more than 250,000" in await trouble(one, 'loop { println!("again and again"); }')
