@@ -47,7 +47,7 @@ FAILING = {
     'let n: i32 = "x".parse::<i32>()?;': ["invalid digit found in string", "stderr"],
     'eprintln!("only a warning");': ["only a warning", "stderr"],
     "!false": ["Shell command failed with exit code 1"],
-    'panic!("no petals");': ["no petals", "Subprocess terminated"],
+    'panic!("no apples");': ["no apples", "Subprocess terminated"],
 }
 
 

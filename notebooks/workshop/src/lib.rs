@@ -38,7 +38,7 @@ use plotters::prelude::SVGBackend;
 use plotters::style::RGBColor;
 use polars::prelude::{AnyValue, DataFrame};
 
-/// Setosa, versicolor, virginica, in colours that people with any colour vision can tell apart
+/// Three classes in colours that people with any colour vision can tell apart
 /// (Okabe and Ito, Color Universal Design, 2008).
 pub const COLOURS: [RGBColor; 3] = [
     RGBColor(0, 114, 178),
