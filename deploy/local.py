@@ -38,7 +38,7 @@ DEFAULTS = {
 LIMITS = {
     "GATEWAY_PORT": 65535, "IOT_MTLS_PORT": 65535, "LAMBDA_WARM_TTL_SECONDS": 86400, "LAMBDA_ACCOUNT_CONCURRENCY": 1000,
 }  # fmt: skip
-START_SECONDS, STOP_SECONDS, SAY_SECONDS = 60, 40, 4
+START_SECONDS, STOP_SECONDS, SAY_SECONDS, PATIENCE = 60, 40, 4, 5
 
 
 class Settings:
@@ -74,7 +74,11 @@ class Settings:
 
 def start(settings, quiet=False):
     _lock = one_at_a_time(settings)  # held until this process ends
-    record = running(settings)
+    record, deadline = running(settings), time.monotonic() + PATIENCE
+    # One that was just killed holds its file until the system has taken it down.
+    while record and not readiness(record["GATEWAY_PORT"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        record = running(settings)
     if record:
         return already_running(settings, record, quiet)
     for name, port in settings.ports.items():

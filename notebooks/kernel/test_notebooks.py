@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WORK = ROOT / "target" / "test-notebooks"
+# Two files use it, perhaps side by side.
+WORK = ROOT / "target" / "test-notebooks" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 # The fifth waits six minutes for containers to grow cold.
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb" if os.environ.get("FULL") else "0[1-4]*.ipynb"))
 
