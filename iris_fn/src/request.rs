@@ -70,10 +70,7 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
         ));
     }
     let mut order = Order::new();
-    let fields = Fields::<&RawValue>::read(text, model, &mut order).map_err(not_json)?;
-    if let Some(name) = &fields.twice {
-        return Err(malformed(format!("`{name}` appears twice")));
-    }
+    let fields = Fields::checked(text, model, &mut order, None)?;
     let request_id = request_id(fields.request_id)?;
     let question = match (describe(fields.describe)?, fields.instances) {
         (true, None) => Question::Describe,
@@ -82,7 +79,7 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
                 "`describe` and `instances` in one request: ask for one of them",
             ));
         }
-        (false, None) => Question::One(row(text, model, &mut order, None)?),
+        (false, None) => Question::One(fields.row(model, None)?),
         (false, Some(instances)) => {
             if let Some(column) = order.first() {
                 let name = &model.features[*column].name;
@@ -142,7 +139,7 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
     }
     let mut order = Order::new();
     let row = |(index, json): (usize, &RawValue)| match kind(json) {
-        "an object" => row(json.get(), model, &mut order, Some(index)),
+        "an object" => row(json.get(), model, &mut order, index),
         other => Err(malformed(format!(
             "instances[{index}] must be an object, found {other}"
         ))),
@@ -195,12 +192,73 @@ impl<'a, V: Deserialize<'a>> Fields<'a, V> {
     }
 }
 
-/// The values of an object, in the order of the model's features.
+impl<'a> Fields<'a, &'a RawValue> {
+    /// The fields of a text in which none appears twice.
+    fn checked(
+        text: &'a str,
+        model: &ModelFile,
+        order: &mut Order,
+        index: Option<usize>,
+    ) -> Result<Self, RequestError> {
+        let fields = Self::read(text, model, order).map_err(not_json)?;
+        match &fields.twice {
+            Some(name) => Err(malformed(format!("{}`{name}` appears twice", at(&index)))),
+            None => Ok(fields),
+        }
+    }
+
+    /// The values as numbers that the model accepts, or what is wrong with the first that is not.
+    fn row(&self, model: &ModelFile, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
+        let value = |(feature, json): (&Feature, &Option<&RawValue>)| {
+            let Feature {
+                name,
+                unit,
+                accept: [low, high],
+                ..
+            } = feature.clone();
+            let Some(json) = json else {
+                return Err(RequestError::MissingField { field: name, index });
+            };
+            match serde_json::from_str::<f64>(json.get()) {
+                Ok(value) if feature.accepts(value) => Ok(value),
+                Ok(value) => {
+                    let unit = if unit.is_empty() {
+                        unit
+                    } else {
+                        format!(" {unit}")
+                    };
+                    Err(RequestError::OutOfRange {
+                        field: name,
+                        index,
+                        value,
+                        low,
+                        high,
+                        unit,
+                    })
+                }
+                Err(e) => Err(match kind(json) {
+                    "a number" => malformed(format!(
+                        "{}`{name}` is no number that fits: {e}",
+                        at(&index)
+                    )),
+                    found => RequestError::NotANumber {
+                        field: name,
+                        index,
+                        found,
+                    },
+                }),
+            }
+        };
+        model.features.iter().zip(&self.values).map(value).collect()
+    }
+}
+
+/// The values of an instance: read as numbers, and once more where something is wrong, to say what.
 fn row(
     text: &str,
     model: &ModelFile,
     order: &mut Order,
-    index: Option<usize>,
+    index: usize,
 ) -> Result<Vec<f64>, RequestError> {
     if let Ok(Fields {
         values,
@@ -214,57 +272,7 @@ fn row(
             return Ok(values);
         }
     }
-    // Something is wrong: read it once more, to say what.
-    let fields = Fields::<&RawValue>::read(text, model, order).map_err(not_json)?;
-    if let Some(name) = &fields.twice {
-        return Err(malformed(format!("{}`{name}` appears twice", at(&index))));
-    }
-    let value = |(feature, json): (&Feature, &Option<&RawValue>)| {
-        let Feature {
-            name,
-            unit,
-            accept: [low, high],
-            ..
-        } = feature.clone();
-        let Some(json) = json else {
-            return Err(RequestError::MissingField { field: name, index });
-        };
-        match serde_json::from_str::<f64>(json.get()) {
-            Ok(value) if feature.accepts(value) => Ok(value),
-            Ok(value) => {
-                let unit = if unit.is_empty() {
-                    unit
-                } else {
-                    format!(" {unit}")
-                };
-                Err(RequestError::OutOfRange {
-                    field: name,
-                    index,
-                    value,
-                    low,
-                    high,
-                    unit,
-                })
-            }
-            Err(e) => Err(match kind(json) {
-                "a number" => malformed(format!(
-                    "{}`{name}` is no number that fits: {e}",
-                    at(&index)
-                )),
-                found => RequestError::NotANumber {
-                    field: name,
-                    index,
-                    found,
-                },
-            }),
-        }
-    };
-    model
-        .features
-        .iter()
-        .zip(&fields.values)
-        .map(value)
-        .collect()
+    Fields::checked(text, model, order, Some(index))?.row(model, Some(index))
 }
 
 /// For each field of an object, the feature that it was in the object before: most lists have one order.
