@@ -74,13 +74,12 @@ class Settings:
 
 def start(settings, quiet=False):
     _lock = one_at_a_time(settings)  # held until this process ends
-    record, deadline = running(settings), time.monotonic() + PATIENCE
-    # One that was just killed holds its file until the system has taken it down.
-    while record and not readiness(record["GATEWAY_PORT"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-        record = running(settings)
-    if record:
-        return already_running(settings, record, quiet)
+    deadline = time.monotonic() + PATIENCE
+    while record := running(settings):
+        answers = readiness(record["GATEWAY_PORT"])
+        if answers or time.monotonic() >= deadline:
+            return already_running(settings, record, answers, quiet)
+        time.sleep(0.1)  # one that was just killed holds its file until the system has taken it down
     for name, port in settings.ports.items():
         if trouble := why_taken(port):
             ports = "make local GATEWAY_PORT=… IOT_MTLS_PORT=…"
@@ -159,11 +158,11 @@ def running(settings):
         return None
 
 
-def already_running(settings, record, quiet):
+def already_running(settings, record, answers, quiet):
     way_out = f"Stop it first: {os.path.basename(sys.executable)} {os.path.relpath(__file__)} stop"
     if settings.ports.items() - record.items():
         sys.exit(f"The local cloud already runs on other ports: {describe(settings, record)}. {way_out}")
-    if not readiness(settings.gateway):
+    if not answers:
         sys.exit(f"The local cloud runs but does not answer: {describe(settings, record)}. {way_out}")
     if not quiet:
         print(f"local cloud: already running, {describe(settings, record)}")
