@@ -51,18 +51,19 @@ impl<'a> Iot<'a> {
         Self(Service::new(cloud, "iot"))
     }
 
-    async fn call(&self, method: &str, path: String, body: Value) -> Result<Value> {
-        self.0.call(&Call::new(method, path).body(body)).await
+    async fn call(&self, method: &str, path: impl Into<String>) -> Result<Value> {
+        self.0.call(&Call::new(method, path)).await
+    }
+
+    async fn send(&self, method: &str, path: String, body: Value) -> Result<()> {
+        let call = Call::new(method, path).body(body);
+        self.0.call(&call).await.map(drop)
     }
 
     /// Host of the account's MQTT broker.
     pub async fn endpoint(&self) -> Result<String> {
         let answer = self
-            .call(
-                "GET",
-                "/endpoint?endpointType=iot%3AData-ATS".into(),
-                Value::Null,
-            )
+            .call("GET", "/endpoint?endpointType=iot%3AData-ATS")
             .await?;
         let host = answer["endpointAddress"].as_str();
         Ok(host.context("the account has no IoT endpoint")?.to_owned())
@@ -71,14 +72,13 @@ impl<'a> Iot<'a> {
     /// Make a thing, or find that one with the same attributes is there.
     pub async fn create_thing(&self, thing: &str, attributes: Value) -> Result<()> {
         let body = json!({"attributePayload": {"attributes": attributes}});
-        self.call("POST", format!("/things/{}", encode(thing)), body)
+        self.send("POST", format!("/things/{}", encode(thing)), body)
             .await
-            .map(drop)
     }
 
     /// Delete a thing, which has no certificate any more.
     pub async fn delete_thing(&self, thing: &str) -> Result<()> {
-        self.call("DELETE", format!("/things/{}", encode(thing)), Value::Null)
+        self.call("DELETE", format!("/things/{}", encode(thing)))
             .await
             .map(drop)
     }
@@ -115,9 +115,7 @@ impl<'a> Iot<'a> {
     async fn pages(&self, path: &str, field: &str) -> Result<Vec<Value>> {
         let (mut all, mut next) = (Vec::new(), String::new());
         loop {
-            let mut page = self
-                .call("GET", format!("{path}{next}"), Value::Null)
-                .await?;
+            let mut page = self.call("GET", format!("{path}{next}")).await?;
             if let Value::Array(list) = page[field].take() {
                 all.extend(list);
             }
@@ -131,11 +129,7 @@ impl<'a> Iot<'a> {
     /// Make a certificate and its key; it is inactive.
     pub async fn create_certificate(&self) -> Result<NewCertificate> {
         let made = self
-            .call(
-                "POST",
-                "/keys-and-certificate?setAsActive=false".into(),
-                Value::Null,
-            )
+            .call("POST", "/keys-and-certificate?setAsActive=false")
             .await?;
         NewCertificate::deserialize(made).context("the new certificate came without a part of it")
     }
@@ -143,7 +137,7 @@ impl<'a> Iot<'a> {
     /// Look at a certificate.
     pub async fn certificate(&self, id: &str) -> Result<Certificate> {
         let mut found = self
-            .call("GET", format!("/certificates/{}", encode(id)), Value::Null)
+            .call("GET", format!("/certificates/{}", encode(id)))
             .await?;
         let description = found["certificateDescription"].take();
         Certificate::deserialize(description)
@@ -153,18 +147,14 @@ impl<'a> Iot<'a> {
     /// Make it `ACTIVE` or `INACTIVE`.
     pub async fn set_status(&self, id: &str, status: &str) -> Result<()> {
         let path = format!("/certificates/{}?newStatus={status}", encode(id));
-        self.call("PUT", path, Value::Null).await.map(drop)
+        self.call("PUT", path).await.map(drop)
     }
 
     /// Delete an inactive certificate that is attached to nothing.
     pub async fn delete_certificate(&self, id: &str) -> Result<()> {
-        self.call(
-            "DELETE",
-            format!("/certificates/{}", encode(id)),
-            Value::Null,
-        )
-        .await
-        .map(drop)
+        self.call("DELETE", format!("/certificates/{}", encode(id)))
+            .await
+            .map(drop)
     }
 
     /// Attach a certificate to a thing (`PUT`), or detach it (`DELETE`).
@@ -189,27 +179,19 @@ impl<'a> Iot<'a> {
     /// Give a certificate the rights of a policy.
     pub async fn attach_policy(&self, policy: &str, arn: &str) -> Result<()> {
         let path = format!("/target-policies/{}", encode(policy));
-        self.call("PUT", path, json!({"target": arn}))
-            .await
-            .map(drop)
+        self.send("PUT", path, json!({"target": arn})).await
     }
 
     /// Take them away again.
     pub async fn detach_policy(&self, policy: &str, arn: &str) -> Result<()> {
         let path = format!("/target-policies/{}", encode(policy));
-        self.call("POST", path, json!({"target": arn}))
-            .await
-            .map(drop)
+        self.send("POST", path, json!({"target": arn})).await
     }
 
     /// Names of a certificate's policies.
     pub async fn policies(&self, arn: &str) -> Result<Vec<String>> {
         let found = self
-            .call(
-                "POST",
-                format!("/attached-policies/{}", encode(arn)),
-                Value::Null,
-            )
+            .call("POST", format!("/attached-policies/{}", encode(arn)))
             .await?;
         let policies = found["policies"].as_array().into_iter().flatten();
         Ok(policies
