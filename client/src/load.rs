@@ -160,7 +160,7 @@ impl Load {
 }
 
 /// Somewhere in the box of the training data, to three digits of each range.
-fn any_row(model: &Description) -> Vec<f64> {
+pub fn any_row(model: &Description) -> Vec<f64> {
     let value = |feature: &Feature| {
         let part = f64::from(fastrand::u16(0..=1000)) / 1e3;
         feature.min + (feature.max - feature.min) * part

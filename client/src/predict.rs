@@ -207,11 +207,12 @@ impl Predict {
 
 /// A row in the middle of what training saw.
 fn example(model: &Description) -> String {
-    let middle = model
-        .features
+    let middle = model.middle();
+    middle
         .iter()
-        .map(|feature| ((feature.min + feature.max) * 5.0).round() / 10.0);
-    middle.map(|x| x.to_string()).collect::<Vec<_>>().join(" ")
+        .map(f64::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read + Send>> {

@@ -25,9 +25,6 @@ const SAMPLE_BYTES: usize = 4 << 20;
 /// Most bytes of a request or its answer. Lambda takes 6 MB; this much is answered well within the function's
 /// 10 seconds and 128 MB.
 const BATCH_BYTES: usize = 1 << 20;
-/// Longest a number is in JSON, with what separates it from the next.
-const NUMBER: usize = 28;
-
 type Row = Vec<f64>;
 
 /// What a version says of some rows.
@@ -154,22 +151,9 @@ impl Answer {
     }
 }
 
-/// Most bytes of a row in a request, and of a prediction in an answer.
-fn row_bytes(model: &Description) -> (usize, usize) {
-    // In the worst case every character is escaped.
-    let names = |names: &mut dyn Iterator<Item = &String>| -> usize {
-        names.map(|name| 2 * name.len() + NUMBER).sum()
-    };
-    let row = names(&mut model.features.iter().map(|feature| &feature.name));
-    let probabilities = names(&mut model.classes.iter());
-    let longest = model.classes.iter().map(String::len).max().unwrap_or(0);
-    let rest = 2 * (model.target.len() + longest) + 64;
-    (row + 2, probabilities + rest)
-}
-
 /// How many rows go into a request, so that neither it nor its answer is too large.
 fn per_request(model: &Description) -> usize {
-    let (row, prediction) = row_bytes(model);
+    let (row, prediction) = model.most_bytes();
     (BATCH_BYTES / row.max(prediction)).max(1)
 }
 
@@ -359,9 +343,9 @@ fn data(model: &Description) -> Vec<Row> {
 /// Rows for a comparison, always the same for a model: half of them within what training saw, half reaching as far
 /// again beyond it, where that is accepted.
 fn sample(model: &Description) -> Vec<Row> {
-    let (row, prediction) = row_bytes(model);
+    let (row, prediction) = model.most_bytes();
     let count = (SAMPLE_BYTES / (row + prediction)).clamp(SAMPLE.1, SAMPLE.0);
-    let mut seed = 14;
+    let mut random = fastrand::Rng::with_seed(14);
     let mut value = |feature: &Feature, beyond: bool| {
         let Feature {
             min,
@@ -371,7 +355,7 @@ fn sample(model: &Description) -> Vec<Row> {
         } = *feature;
         let reach = if beyond { max - min } else { 0.0 };
         let (from, to) = ((min - reach).max(low), (max + reach).min(high));
-        let part = random(&mut seed);
+        let part = random.f64();
         (from * (1.0 - part) + to * part).clamp(from, to)
     };
     let row = |n: usize| {
@@ -382,16 +366,6 @@ fn sample(model: &Description) -> Vec<Row> {
             .collect()
     };
     (0..count).map(row).collect()
-}
-
-/// The next number from 0 to 1 of a sequence that is the same everywhere: SplitMix64
-/// (<https://prng.di.unimi.it/splitmix64.c>).
-fn random(seed: &mut u64) -> f64 {
-    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *seed;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

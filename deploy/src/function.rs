@@ -8,7 +8,7 @@ use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurat
 use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_lambda::types::FunctionConfiguration;
 use base64::prelude::{BASE64_STANDARD, Engine};
-use iris_fn::{Description, Feature};
+use iris_fn::Description;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -337,7 +337,7 @@ pub async fn invoke(cloud: &Cloud, request: Option<&str>) -> Result<()> {
 async fn any_answer(cloud: &Cloud) -> Result<Value> {
     let mut model = describe(cloud, LIVE).await?;
     loop {
-        let request = model.request("hello", &middle(&model.features)).to_string();
+        let request = model.request("hello", &model.middle()).to_string();
         let answer = call(cloud, LIVE, &request).await?;
         if refusal(&answer).is_some() {
             // A new model may have come between the two calls, and ask for something else.
@@ -351,20 +351,6 @@ async fn any_answer(cloud: &Cloud) -> Result<Value> {
     }
 }
 
-/// The middle of what training saw of each feature, to about three digits of its range.
-fn middle(features: &[Feature]) -> Vec<f64> {
-    let middle = |Feature { min, max, .. }: &Feature| {
-        let digits = (2.0 - (max - min).log10().floor()).clamp(0.0, 17.0) as usize;
-        let rounded = format!("{:.digits$}", min / 2.0 + max / 2.0).parse();
-        // Not where training saw one value only.
-        rounded
-            .ok()
-            .filter(|x| (min..=max).contains(&x))
-            .unwrap_or(*min)
-    };
-    features.iter().map(middle).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,30 +360,5 @@ mod tests {
         let empty = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
         assert!(code_sha256(Some(empty)).starts_with("e3b0c44298fc1c149afbf4c8996fb92427ae41e4"));
         assert_eq!(code_sha256(None), "");
-    }
-
-    #[test]
-    fn the_middle_of_any_range_is_in_it_and_short() {
-        let feature = |(min, max): (f64, f64)| Feature {
-            name: "x".into(),
-            unit: String::new(),
-            min,
-            max,
-            accept: [min, max],
-        };
-        let ranges = [
-            (4.3, 7.9),
-            (2700.0, 6300.0),
-            (-1e-5, 3e-5),
-            (0.1, 0.1),
-            (-1e308, 1e308),
-        ];
-        let ranges = [&ranges[..], &[(1e300, 1e300), (0.0, 5e-324)]].concat();
-        let features: Vec<Feature> = ranges.iter().copied().map(feature).collect();
-        let middle = middle(&features);
-        for (feature, x) in features.iter().zip(&middle) {
-            assert!(feature.has_seen(*x), "{x} is not in {feature:?}");
-        }
-        assert_eq!(middle[..4], [6.1, 4500.0, 1e-5, 0.1]);
     }
 }

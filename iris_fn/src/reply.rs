@@ -83,6 +83,34 @@ impl Description {
         }
     }
 
+    /// The middle of what training saw of each feature, to about three digits of its range.
+    pub fn middle(&self) -> Vec<f64> {
+        let middle = |Feature { min, max, .. }: &Feature| {
+            let digits = (2.0 - (max - min).log10().floor()).clamp(0.0, 17.0) as usize;
+            let rounded = format!("{:.digits$}", min / 2.0 + max / 2.0).parse();
+            // Not where training saw one value only.
+            rounded
+                .ok()
+                .filter(|x| (min..=max).contains(&x))
+                .unwrap_or(*min)
+        };
+        self.features.iter().map(middle).collect()
+    }
+
+    /// Most bytes of a row in a request, and of a prediction in an answer.
+    pub fn most_bytes(&self) -> (usize, usize) {
+        // With a number of at most 25 bytes, and what separates it from the next.
+        let length = |name: &String| json!(name).to_string().len() + 27;
+        let row: usize = self
+            .features
+            .iter()
+            .map(|feature| length(&feature.name))
+            .sum();
+        let probabilities: usize = self.classes.iter().map(length).sum();
+        let longest = self.classes.iter().map(length).max().unwrap_or(0);
+        (row + 2, probabilities + longest + length(&self.target) + 80)
+    }
+
     /// A row as the fields of a request or of an instance in it. JSON knows no NaN and no infinity: they become `null`,
     /// and are refused.
     pub fn instance(&self, row: &[f64]) -> Value {
@@ -224,5 +252,41 @@ impl Predictions<'_> {
             .into_iter()
             .map(|(class, count)| Metric::count(format!("predictions_{class}"), count))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_any_range_is_in_it_and_short() {
+        let feature = |(min, max): (f64, f64)| Feature {
+            name: "x".into(),
+            unit: String::new(),
+            min,
+            max,
+            accept: [min, max],
+        };
+        let ranges = [
+            (4.3, 7.9),
+            (2700.0, 6300.0),
+            (-1e-5, 3e-5),
+            (0.1, 0.1),
+            (-1e308, 1e308),
+        ];
+        let ranges = [&ranges[..], &[(1e300, 1e300), (0.0, 5e-324)]].concat();
+        let features: Vec<Feature> = ranges.iter().copied().map(feature).collect();
+        let model = Description {
+            target: "y".into(),
+            features,
+            classes: vec![],
+            model: String::new(),
+        };
+        let middle = model.middle();
+        for (feature, x) in model.features.iter().zip(&middle) {
+            assert!(feature.has_seen(*x), "{x} is not in {feature:?}");
+        }
+        assert_eq!(middle[..4], [6.1, 4500.0, 1e-5, 0.1]);
     }
 }

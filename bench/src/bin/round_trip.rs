@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use client::{Client, Description, Device, Settings};
 use iris_fn::Model;
 use rumqttc::{AsyncClient, Event, Packet, QoS};
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -40,21 +39,13 @@ async fn by_client(folder: &Path, count: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::with_capacity(count);
     for n in 0..count {
         let asked = Instant::now();
-        client.ask(&request(&model, n)).await?;
+        client
+            .ask(&model.request(&n.to_string(), &model.middle()))
+            .await?;
         times.push(asked.elapsed());
     }
     client.close().await;
     Ok(times)
-}
-
-/// A row in the middle of what training saw.
-fn request(model: &Description, n: usize) -> Value {
-    let row: Vec<f64> = model
-        .features
-        .iter()
-        .map(|feature| (feature.min + feature.max) / 2.0)
-        .collect();
-    model.request(&n.to_string(), &row)
 }
 
 async fn by_rumqttc(folder: &Path, count: usize) -> Result<Vec<Duration>> {
@@ -83,7 +74,7 @@ async fn by_rumqttc(folder: &Path, count: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::with_capacity(count);
     for n in 0..count {
         let asked = Instant::now();
-        let request = request(&model, n).to_string();
+        let request = model.request(&n.to_string(), &model.middle()).to_string();
         mqtt.publish(device.request_topic(), QoS::AtLeastOnce, false, request)
             .await?;
         next().await?;

@@ -20,6 +20,7 @@ use tokio::time::{sleep, sleep_until};
 
 use super::guard::Refusal;
 use super::regions::{self, GRIDS, Regions};
+use crate::load::any_row;
 
 /// How many questions of the run, and of the pages, may be open.
 const RUN_OPEN: u16 = 16;
@@ -133,11 +134,6 @@ fn read(path: &Path, model: &Description) -> Result<Vec<(Vec<f64>, Option<String
         .with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(!rows.is_empty(), "{} has no rows", path.display());
     Ok(rows)
-}
-
-fn any_row(model: &Description) -> Vec<f64> {
-    let value = |f: &Feature| f.min + (f.max - f.min) * fastrand::f64();
-    model.features.iter().map(value).collect()
 }
 
 /// A feature's slider, and its axis: a little wider than what training saw, in steps of a power of ten.

@@ -70,18 +70,10 @@ impl Default for Regions {
     }
 }
 
-/// Rows that fit into one request and whose answer fits into one message. A number takes at most 25 bytes.
+/// Rows that fit into one request and whose answer fits into one message.
 fn per_request(model: &Description) -> usize {
-    let length = |name: &String| json!(name).to_string().len() + 27;
-    let row: usize = model
-        .features
-        .iter()
-        .map(|feature| length(&feature.name))
-        .sum();
-    let longest = model.classes.iter().map(length).max().unwrap_or(0);
-    let answer =
-        model.classes.iter().map(length).sum::<usize>() + longest + length(&model.target) + 80;
-    ((MAX_PAYLOAD - 1024) / row.max(answer)).clamp(1, BATCH)
+    let (row, prediction) = model.most_bytes();
+    ((MAX_PAYLOAD - 1024) / row.max(prediction)).clamp(1, BATCH)
 }
 
 /// P(class) of each row, in the order of the classes.
