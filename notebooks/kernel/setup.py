@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from steps import CACHE, ROOT, STAMPS, Run, SetupError, Step
 
@@ -196,7 +197,10 @@ def kernel_version(program: Path | str) -> str | None:
     """The version that an evcxr_jupyter itself reports: it has no --version, so it is asked as a kernel."""
     if not os.access(program, os.X_OK):
         return None
-    asked = subprocess.run([VENV / "bin/python", "-c", ASK_VERSION, program], capture_output=True, text=True, check=False)
+    with TemporaryDirectory() as tmp:  # a kernel that is killed leaves its own folder there
+        ask = [VENV / "bin/python", "-c", ASK_VERSION, program]
+        environment = os.environ | {"TMPDIR": tmp}
+        asked = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
     found = re.fullmatch(r"evcxr_jupyter (\S+)\s*", asked.stdout)
     return found and found.group(1)
 
