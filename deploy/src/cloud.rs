@@ -100,11 +100,11 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Connect, and learn the account and region.
+    /// Where to ask, with which settings, and how to call it in a sentence.
     ///
     /// # Errors
-    /// When the cloud does not answer or the credentials are refused, with the next step.
-    pub async fn connect(target: Target, stack: StackName, yes: bool) -> Result<Self> {
+    /// When the target and `AWS_ENDPOINT_URL` do not go together.
+    pub async fn configure(target: Target) -> Result<(SdkConfig, String)> {
         let endpoint = env::var("AWS_ENDPOINT_URL").ok();
         let cloud = match (target, &endpoint) {
             (Target::Local, None) => {
@@ -123,8 +123,8 @@ impl Cloud {
                 bail!("TARGET=aws, but AWS_ENDPOINT_URL={url} points elsewhere: unset it")
             }
             (Target::Aws, None) => {
-                "AWS (are you logged in? `aws sts get-caller-identity` must work, and after `aws login` \
-                 also: eval \"$(aws configure export-credentials --format env)\")"
+                "AWS (are you logged in? `aws sts get-caller-identity` must work; after `aws login` set up \
+                 credential_process, see deploy/AWS.md; `make doctor TARGET=aws` looks at the rest)"
                     .to_owned()
             }
         };
@@ -139,6 +139,15 @@ impl Cloud {
             .retry_config(RetryConfig::standard().with_max_attempts(attempts))
             .load()
             .await;
+        Ok((config, cloud))
+    }
+
+    /// Connect, and learn the account and region.
+    ///
+    /// # Errors
+    /// When the cloud does not answer or the credentials are refused, with the next step.
+    pub async fn connect(target: Target, stack: StackName, yes: bool) -> Result<Self> {
+        let (config, cloud) = Self::configure(target).await?;
         let region = config
             .region()
             .context("no AWS region is set: export AWS_REGION=…")?

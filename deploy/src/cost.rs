@@ -1,28 +1,36 @@
 //! What the stack costs on AWS: arithmetic on a price list, not a measurement.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// The part of `data/prices.json` that the stack pays; US dollars, without free tiers.
+/// The list that this program was built with.
+const LIST: &str = include_str!("../../data/prices.json");
+
+/// The part of `data/prices.json` that is needed here; US dollars, without free tiers.
 #[derive(Debug, Deserialize)]
-struct Prices {
+struct PriceList {
     region: String,
     as_of: String,
-    lambda_million_requests: f64,
-    lambda_gb_second_x86_64: f64,
-    iot_million_messages: f64,
-    iot_million_rules: f64,
-    iot_million_actions: f64,
-    iot_million_connection_minutes: f64,
-    s3_gb_month: f64,
-    logs_gb_ingested: f64,
-    logs_gb_month: f64,
-    alarm_month: f64,
-    dashboard_month: f64,
-    metric_month: f64,
+    note: String,
+    prices: BTreeMap<String, Price>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Price {
+    usd: f64,
+}
+
+impl PriceList {
+    fn usd(&self, name: &str) -> Result<f64> {
+        let price = self.prices.get(name);
+        Ok(price
+            .with_context(|| format!("the price list has no {name}"))?
+            .usd)
+    }
 }
 
 /// The template's `MemorySize`, in GB.
@@ -32,7 +40,8 @@ const MEMORY_GB: f64 = 128.0 / 1024.0;
 const CALL_SECONDS: f64 = 0.020;
 /// A call's own line (450 bytes) and Lambda's START, END and REPORT (350).
 const LOG_GB_PER_MILLION: f64 = 0.8;
-/// A device's question, the function's answer, and its delivery; each up to 5 KB.
+/// A device's question, the function's answer, and its delivery at `QoS` 0; each up to 5 KB. With Basic Ingest the
+/// question costs nothing.
 const MESSAGES: f64 = 3.0;
 /// Ten builds of 3 MB, and models of 3 KB.
 const STORED_GB: f64 = 0.03;
@@ -43,6 +52,18 @@ const ASSUMED: f64 = 3.0;
 const METRICS: f64 = ASSUMED + 4.0;
 
 const MINUTES_A_MONTH: f64 = 730.0 * 60.0;
+const MINUTES_A_DAY: f64 = 24.0 * 60.0;
+/// What `make live` asks when nobody says otherwise, in rows a second.
+const LIVE_RATE: f64 = 5.0;
+/// The most that AWS takes from one connection, in messages a second.
+const FASTEST_DEVICE: f64 = 100.0;
+
+/// How many alarms the template makes.
+fn alarms() -> usize {
+    include_str!("../template.yaml")
+        .matches("Type: AWS::CloudWatch::Alarm")
+        .count()
+}
 
 /// A line of the bill, in US dollars.
 struct Item {
@@ -52,54 +73,60 @@ struct Item {
     free: &'static str,
 }
 
-fn idle(p: &Prices) -> Vec<Item> {
-    vec![
+fn idle(p: &PriceList) -> Result<Vec<Item>> {
+    let alarms = alarms();
+    Ok(vec![
         item(
             "S3: 30 MB of code and models",
-            STORED_GB * p.s3_gb_month,
+            STORED_GB * p.usd("s3_gb_month")?,
             "",
         ),
-        item("CloudWatch: two alarms", 2.0 * p.alarm_month, "10 are free"),
-        item("CloudWatch: one dashboard", p.dashboard_month, "3 are free"),
+        item(
+            &format!("CloudWatch: {alarms} alarms"),
+            alarms as f64 * p.usd("alarm_month")?,
+            "10 are free",
+        ),
+        item(
+            "CloudWatch: one dashboard",
+            p.usd("dashboard_month")?,
+            "3 are free",
+        ),
         item("Lambda, IoT rule, SQS, certificates", 0.0, ""),
-    ]
+        item("a budget that sends e-mail", p.usd("budget_month")?, ""),
+    ])
 }
 
-fn million(p: &Prices) -> Vec<Item> {
+/// What only calls cost, for a million predictions.
+fn calls(p: &PriceList) -> Result<Vec<Item>> {
     let seconds = CALL_SECONDS * 1e6 * MEMORY_GB;
-    let logs = LOG_GB_PER_MILLION * (p.logs_gb_ingested + p.logs_gb_month * 14.0 / 30.0);
-    vec![
+    let logs = p.usd("logs_gb_ingested")? + p.usd("logs_gb_month")? * 14.0 / 30.0;
+    Ok(vec![
         item(
             "Lambda: 1,000,000 requests",
-            p.lambda_million_requests,
+            p.usd("lambda_million_requests")?,
             "1,000,000 a month are free",
         ),
         item(
-            &format!("Lambda: {:.0} ms each at 128 MB", CALL_SECONDS * 1e3),
-            seconds * p.lambda_gb_second_x86_64,
+            &format!("Lambda, arm64: {:.0} ms each at 128 MB", CALL_SECONDS * 1e3),
+            seconds * p.usd("lambda_gb_second_arm64")?,
             "400,000 GB-s a month are free",
         ),
         item(
             "IoT Core: question, answer, delivery",
-            MESSAGES * p.iot_million_messages,
+            MESSAGES * p.usd("iot_million_messages")?,
             "",
         ),
         item(
             "IoT Core: one rule with one action",
-            p.iot_million_rules + p.iot_million_actions,
+            p.usd("iot_million_rules")? + p.usd("iot_million_actions")?,
             "",
         ),
         item(
             "CloudWatch Logs: 0.8 GB, kept 14 days",
-            logs,
+            LOG_GB_PER_MILLION * logs,
             "5 GB a month are free",
         ),
-        item(
-            &format!("CloudWatch: {METRICS} metrics, a month"),
-            METRICS * p.metric_month,
-            "10 are free",
-        ),
-    ]
+    ])
 }
 
 fn item(what: &str, dollars: f64, free: &'static str) -> Item {
@@ -111,31 +138,69 @@ fn item(what: &str, dollars: f64, free: &'static str) -> Item {
     }
 }
 
-/// Print what the stack costs when nobody asks, and what a million predictions cost.
+fn sum(items: &[Item]) -> f64 {
+    items.iter().map(|item| item.dollars).sum()
+}
+
+/// What one connected device costs that asks so often for a whole day.
+fn a_day(p: &PriceList, rate: f64) -> Result<f64> {
+    let millions = rate * 86_400.0 / 1e6;
+    let connected = MINUTES_A_DAY / 1e6 * p.usd("iot_million_connection_minutes")?;
+    Ok(millions * sum(&calls(p)?) + connected)
+}
+
+/// What a forgotten command costs: one sentence to read before the first deploy that may cost something.
+///
+/// # Errors
+/// When the price list that this was built with is incomplete.
+pub fn forgotten() -> Result<String> {
+    sentence(&serde_json::from_str(LIST).context("data/prices.json")?)
+}
+
+fn sentence(p: &PriceList) -> Result<String> {
+    Ok(format!(
+        "a `make live` that is forgotten ({LIVE_RATE} rows a second) costs about ${:.2} a day, one device at \
+         {FASTEST_DEVICE} a second ${:.0} a day (list prices of {}, {}; `make cost` has the sum)",
+        a_day(p, LIVE_RATE)?,
+        a_day(p, FASTEST_DEVICE)?,
+        p.as_of,
+        p.region,
+    ))
+}
+
+/// Print what the stack costs when nobody asks, what a million predictions cost, and what is forgotten costs a day.
 pub fn print(path: &Path) -> Result<()> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let prices: Prices = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let p: PriceList = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     println!(
-        "On AWS in {}, list prices of {} (from memory, not looked up: compare with the pages in {} before you rely on them).",
-        prices.region,
-        prices.as_of,
+        "On AWS in {}, prices looked up on {}; {} has the source of each.",
+        p.region,
+        p.as_of,
         path.display()
     );
+    println!("{}", p.note);
     println!("Arithmetic, not a bill. The local cloud costs nothing.");
-    table("A month in which nobody asks", &idle(&prices));
-    table(
-        "A million predictions over MQTT, one row each",
-        &million(&prices),
-    );
-    let minutes = prices.iot_million_connection_minutes;
+    table("A month in which nobody asks", &idle(&p)?);
+    let mut million = calls(&p)?;
+    million.push(item(
+        &format!("CloudWatch: {METRICS} metrics, a month"),
+        METRICS * p.usd("metric_month")?,
+        "10 are free",
+    ));
+    table("A million predictions over MQTT, one row each", &million);
+    let minutes = p.usd("iot_million_connection_minutes")?;
     println!(
         "\nEvery connected device: ${minutes:.2} per million minutes, {:.2} cents a month.",
         minutes / 1e6 * MINUTES_A_MONTH * 100.0
     );
     println!(
         "The model is assumed to have {ASSUMED} classes: each class more is a metric more, ${:.2} a month.",
-        prices.metric_month
+        p.usd("metric_month")?
+    );
+    println!("\nBeware: {}.", sentence(&p)?);
+    println!(
+        "A budget sends an e-mail, hours later: make deploy TARGET=aws BUDGET_EMAIL=you@example.com"
     );
     println!("`make destroy TARGET=aws` ends all of it.");
     Ok(())
@@ -151,8 +216,7 @@ fn table(title: &str, items: &[Item]) {
     {
         println!("  {what:<40} {dollars:>8.4}  {free}");
     }
-    let sum: f64 = items.iter().map(|item| item.dollars).sum();
-    println!("  {:<40} {sum:>8.4}", "all, US dollars");
+    println!("  {:<40} {:>8.4}", "all, US dollars", sum(items));
 }
 
 #[cfg(test)]
@@ -161,11 +225,41 @@ mod tests {
 
     #[test]
     fn the_projects_own_prices_give_a_bill() {
-        let prices: Prices = serde_json::from_str(include_str!("../../data/prices.json")).unwrap();
-        let sum = |items: Vec<Item>| items.iter().map(|item| item.dollars).sum::<f64>();
-        // 30 MB, two alarms, one dashboard.
-        assert!((sum(idle(&prices)) - 3.200_69).abs() < 1e-4);
-        // 0.20 + 0.0417 + 3.00 + 0.30 + 0.4112 + 2.10
-        assert!((sum(million(&prices)) - 6.0529).abs() < 1e-3);
+        let p: PriceList = serde_json::from_str(LIST).unwrap();
+        // 30 MB, the alarms, one dashboard.
+        let alarms = 0.1 * alarms() as f64;
+        assert!((sum(&idle(&p).unwrap()) - (3.000_69 + alarms)).abs() < 1e-4);
+        // 0.20 + 0.0333 + 3.00 + 0.30 + 0.4112
+        assert!((sum(&calls(&p).unwrap()) - 3.9445).abs() < 1e-3);
+    }
+
+    #[test]
+    fn what_is_forgotten_has_a_price_a_day() {
+        let p: PriceList = serde_json::from_str(LIST).unwrap();
+        // 8.64 million at $3.9445, and 1,440 minutes of connection.
+        assert!((a_day(&p, 100.0).unwrap() - 34.081).abs() < 1e-2);
+        assert!(
+            forgotten().unwrap().contains("$1.70 a day"),
+            "{}",
+            forgotten().unwrap()
+        );
+    }
+
+    #[test]
+    fn each_price_and_quota_names_a_source_with_a_date() {
+        let list: serde_json::Value = serde_json::from_str(LIST).unwrap();
+        let all = ["prices", "quotas"].map(|part| list[part].as_object().unwrap());
+        for (name, each) in all.into_iter().flatten() {
+            let source = &list["sources"][each["source"].as_str().unwrap_or_default()];
+            let dated = source["dated"].as_str().unwrap_or_default();
+            assert!(!dated.is_empty(), "{name} has no dated source");
+            assert!(
+                source["url"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .starts_with("https://"),
+                "{name}"
+            );
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The deployed function: its code, its versions and the alias `live`.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -53,6 +54,24 @@ impl Code {
                 println!("code uploaded to s3://{bucket}/{key} ({megabytes:.1} MB)");
             }
             Err(e) => return Err(e).context("could not look for the code in the bucket"),
+        }
+        Ok(())
+    }
+
+    /// Delete the zips that are older than the newest few. No version needs one: Lambda has a copy of its own.
+    /// CloudFormation does, to go back to the stack's state before a change that failed. The bucket's lifecycle keeps
+    /// what is deleted for another month.
+    pub async fn delete_older(&self, cloud: &Cloud) -> Result<()> {
+        const KEPT: usize = 5;
+        let (s3, bucket) = (cloud.s3(), cloud.bucket());
+        let Some((mut zips, _)) = cloud.object_versions("code/").await? else {
+            return Ok(());
+        };
+        zips.retain(|zip| zip.is_latest() == Some(true) && zip.key() != Some(&self.key()));
+        zips.sort_unstable_by_key(|zip| Reverse(zip.last_modified().copied()));
+        for key in zips.iter().skip(KEPT).filter_map(|zip| zip.key()) {
+            let deleted = s3.delete_object().bucket(&bucket).key(key).send().await;
+            deleted.with_context(|| format!("could not delete the old code {key}"))?;
         }
         Ok(())
     }

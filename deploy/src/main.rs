@@ -4,7 +4,7 @@
 //! ([`stack`]). What a template cannot do is here: zip the code ([`package`]), test a version before
 //! `live` moves to it and go back ([`release`], [`check`]), publish a model ([`models`]), make a device's
 //! certificate ([`device`]), ask again what had failed ([`dead_letters`]), do all of that for a whole class ([`class`]), and take
-//! everything away again ([`destroy`]).
+//! everything away again ([`destroy`]). [`doctor`] asks beforehand whether it would work.
 
 mod check;
 mod class;
@@ -13,6 +13,7 @@ mod cost;
 mod dead_letters;
 mod destroy;
 mod device;
+mod doctor;
 mod function;
 mod iot;
 mod models;
@@ -132,6 +133,8 @@ enum Command {
     Redrive,
     /// Print the permissions that a person needs to deploy this stack, as an IAM policy
     Policy,
+    /// Ask the cloud what can be asked without making anything; exit 1 when something is not as it should be
+    Doctor,
     /// Say what the stack costs, idle and in use
     Cost {
         /// Price list
@@ -180,6 +183,14 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         // These need no cloud.
         Command::Package { bootstrap, zip } => package::package(bootstrap, zip)?,
         Command::Cost { prices } => cost::print(prices)?,
+        Command::Doctor => {
+            let healthy = doctor::examine(cli.target, cli.stack).await?;
+            return Ok(if healthy {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
         _ => return in_the_cloud(cli).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -189,7 +200,9 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
     let mut cloud = Cloud::connect(cli.target, cli.stack, cli.yes).await?;
     cloud.class = cli.class;
     match cli.command {
-        Command::Package { .. } | Command::Cost { .. } => unreachable!("they need no cloud"),
+        Command::Package { .. } | Command::Cost { .. } | Command::Doctor => {
+            unreachable!("they need no cloud")
+        }
         Command::Bucket => stack::ensure_bucket(&cloud).await?,
         Command::Publish { file } => models::publish(&cloud, &file).await?,
         Command::Up { zip, settings } => release::deploy(&cloud, &zip, &settings).await?,

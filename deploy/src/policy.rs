@@ -16,7 +16,8 @@ pub fn print(cloud: &Cloud) -> Result<()> {
     Ok(())
 }
 
-fn fill(stack: &str, account: &str, region: &str) -> Result<Value> {
+/// The policy with these names in it.
+pub fn fill(stack: &str, account: &str, region: &str) -> Result<Value> {
     // China and GovCloud have other partitions; nothing here has been thought through for them.
     let text = POLICY
         .replace("<STACK>", stack)

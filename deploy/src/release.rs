@@ -11,7 +11,8 @@ use iris_fn::Model;
 use iris_fn::model::{CURRENT_KEY, sha256_hex};
 
 use crate::check;
-use crate::cloud::{Architecture, Cloud};
+use crate::cloud::{Architecture, Cloud, Target};
+use crate::cost;
 use crate::function::{
     self, Code, LATEST, LIVE, code_sha256, configuration, live_version, move_live, same_behaviour,
 };
@@ -27,9 +28,43 @@ pub struct Settings {
     /// Call the function this often, so that a container stays ready: rate(5 minutes)
     #[arg(long, env = "KEEP_WARM", default_value = "")]
     keep_warm: String,
+    /// Who gets an e-mail when the account spends more than the budget; without it, as deployed before
+    #[arg(long, env = "BUDGET_EMAIL")]
+    budget_email: Option<String>,
+    /// The budget, in US dollars a month for the whole account
+    #[arg(long, env = "BUDGET_DOLLARS", value_parser = clap::value_parser!(u32).range(1..))]
+    budget_dollars: Option<u32>,
+    /// ARN of an SNS topic that is told about alarms; without it, as deployed before
+    #[arg(long, env = "ALARM_TOPIC")]
+    alarm_topic: Option<String>,
     /// How many of the compared rows may get another label than `live` gives them
     #[arg(long, env = "MAX_CHANGED", default_value_t = 0)]
     max_changed: usize,
+}
+
+impl Settings {
+    /// The template's parameters about money. What is not set stays as it was deployed: a later deploy by somebody else
+    /// takes no budget away. A budget is the account's, so a class has none in each stack.
+    async fn about_money(&self, cloud: &Cloud) -> Result<[(&'static str, String); 3]> {
+        let deployed = stack::describe(cloud).await?;
+        let parameter = |key: &'static str, given: Option<String>, first: &str| {
+            let before = deployed.as_ref().and_then(|s| stack::parameter(s, key));
+            (
+                key,
+                given.unwrap_or_else(|| before.unwrap_or(first).to_owned()),
+            )
+        };
+        let budget = match &cloud.class {
+            Some(_) => Some(String::new()),
+            None => self.budget_email.clone(),
+        };
+        let dollars = self.budget_dollars.map(|dollars| dollars.to_string());
+        Ok([
+            parameter("BudgetEmail", budget, ""),
+            parameter("BudgetDollars", dollars, "10"),
+            parameter("AlarmTopic", self.alarm_topic.clone(), ""),
+        ])
+    }
 }
 
 /// What would change, if anything.
@@ -73,14 +108,19 @@ impl Plan {
             Ok(None) => println!("model     none: {PUBLISH_ONE}"),
             Err(e) => println!("model     {e:#}"),
         }
-        let parameters = [
+        if live.is_none() && cloud.target == Target::Aws {
+            println!("cost      {}", cost::forgotten()?);
+        }
+        let mut parameters = vec![
             ("CodeKey", code.key()),
             ("Architecture", settings.arch.as_lambda().to_owned()),
             ("KeepWarm", settings.keep_warm.clone()),
         ];
-        let parameters = parameters
-            .each_ref()
-            .map(|(key, value)| (*key, value.as_str()));
+        parameters.extend(settings.about_money(cloud).await?);
+        let parameters: Vec<_> = parameters
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
         let changes = ChangeSet::prepare(cloud, &parameters).await?;
         match &changes {
             Some(changes) => changes.print(),
@@ -180,6 +220,7 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
         return Err(e);
     }
     move_live(cloud, &version).await?;
+    code.delete_older(cloud).await?;
     println!(
         "deployed in {:.1} s: try `make invoke`",
         started.elapsed().as_secs_f64()

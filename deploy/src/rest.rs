@@ -9,7 +9,7 @@ use aws_config::SdkConfig;
 use aws_sdk_s3::config::ProvideCredentials;
 use aws_sdk_s3::config::http::{HttpRequest, HttpResponse};
 use aws_sdk_s3::error::ConnectorError;
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat, SdkBody};
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4::SigningParams;
 use aws_smithy_http_client::Connector;
@@ -69,6 +69,7 @@ pub struct Call<'a> {
     path: String,
     headers: Vec<(&'static str, String)>,
     body: Value,
+    form: Option<String>,
 }
 
 impl<'a> Call<'a> {
@@ -80,6 +81,19 @@ impl<'a> Call<'a> {
             path,
             headers,
             body: Value::Null,
+            form: None,
+        }
+    }
+
+    /// A call of IAM's kind: a form to `/`, answered in XML, which [`Service::call`] gives back as text.
+    pub fn form(fields: &[(String, String)]) -> Self {
+        let fields = fields
+            .iter()
+            .map(|(key, value)| format!("{key}={}", encode(value)));
+        let form = fields.collect::<Vec<_>>().join("&");
+        Self {
+            form: Some(form),
+            ..Self::new("POST", "/").header("content-type", "application/x-www-form-urlencoded")
         }
     }
 
@@ -104,6 +118,32 @@ impl<'a> Service<'a> {
     /// The service by the name that it is signed for, which is also that of its host.
     pub fn new(cloud: &'a Cloud, name: &'static str) -> Self {
         Self::of(&cloud.config, &cloud.region, name)
+    }
+
+    /// A service that is the same in all regions: it has one host and signs for us-east-1.
+    pub fn global(cloud: &'a Cloud, name: &'static str) -> Self {
+        let mut service = Self::of(&cloud.config, "us-east-1", name);
+        if cloud.config.endpoint_url().is_none() {
+            service.url = format!("https://{name}.amazonaws.com");
+        }
+        service
+    }
+
+    /// What time it is there, by the `Date` of whatever it answers to a request that nobody signed.
+    ///
+    /// # Errors
+    /// When there is no answer or no date in it.
+    pub async fn time(&self) -> Result<SystemTime> {
+        let mut request = HttpRequest::new(SdkBody::empty());
+        request.set_uri(self.url.as_str())?;
+        let response = self.connector.call(request).await;
+        let response = response.map_err(|e| CallError::NoAnswer(self.url.clone(), e))?;
+        let date = response
+            .headers()
+            .get("date")
+            .context("no date in the answer")?;
+        let date = DateTime::from_str(date, DateTimeFormat::HttpDate)?;
+        Ok(SystemTime::try_from(date)?)
     }
 
     fn of(config: &'a SdkConfig, region: &'a str, name: &'static str) -> Self {
@@ -159,10 +199,10 @@ impl<'a> Service<'a> {
     }
 
     async fn attempt(&self, call: &Call<'_>) -> Result<Result<Value, CallError>> {
-        let body = if call.body.is_null() {
-            String::new()
-        } else {
-            call.body.to_string()
+        let body = match &call.form {
+            Some(form) => form.clone(),
+            None if call.body.is_null() => String::new(),
+            None => call.body.to_string(),
         };
         let request = self.signed(call, &body).await?;
         let response = match self.connector.call(request).await {
@@ -177,13 +217,15 @@ impl<'a> Service<'a> {
         let text = body_of(response)
             .await
             .with_context(|| format!("half an answer from {}", self.url))?;
-        let answer: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let answer: Value = serde_json::from_str(&text).unwrap_or_else(|_| text.as_ref().into());
         if status.is_success() {
             return Ok(Ok(answer));
         }
         // The name may have a namespace before it and a place after it.
         let code = code
             .or_else(|| answer["__type"].as_str().map(str::to_owned))
+            .or_else(|| elements(&text, "Code").next().map(str::to_owned))
             .unwrap_or_default();
         let code = code
             .split(':')
@@ -193,6 +235,7 @@ impl<'a> Service<'a> {
             .next()
             .unwrap_or_default();
         let message = answer["message"].as_str().or(answer["Message"].as_str());
+        let message = message.or(elements(&text, "Message").next());
         let message = message.unwrap_or("it does not say why").to_owned();
         Ok(Err(CallError::Refused {
             status: status.as_u16(),
@@ -242,6 +285,18 @@ impl<'a> Service<'a> {
         }
         Ok(request)
     }
+}
+
+/// The texts of all elements of a name in XML that has no attributes, as AWS's has none.
+pub fn elements<'t>(xml: &'t str, name: &str) -> impl Iterator<Item = &'t str> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    let mut rest = xml;
+    std::iter::from_fn(move || {
+        let (_, after) = rest.split_once(&open)?;
+        let (text, behind) = after.split_once(&close)?;
+        rest = behind;
+        Some(text)
+    })
 }
 
 async fn body_of(response: HttpResponse) -> Result<Vec<u8>> {

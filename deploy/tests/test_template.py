@@ -74,8 +74,9 @@ def as_list(value):
 
 
 CHECKED = {
-    "AWS::CloudWatch::Alarm": "AlarmDescription AlarmName ComparisonOperator Dimensions EvaluationPeriods MetricName "
-    "Namespace Period Statistic Threshold TreatMissingData",
+    "AWS::Budgets::Budget": "Budget NotificationsWithSubscribers",
+    "AWS::CloudWatch::Alarm": "AlarmActions AlarmDescription AlarmName ComparisonOperator Dimensions EvaluationPeriods "
+    "MetricName Namespace OKActions Period Statistic Threshold TreatMissingData",
     "AWS::CloudWatch::Dashboard": "DashboardBody DashboardName",
     "AWS::Events::Rule": "Description Name ScheduleExpression Targets",
     "AWS::IAM::Role": "AssumeRolePolicyDocument Policies RoleName",
@@ -89,7 +90,7 @@ CHECKED = {
     "AWS::Lambda::Permission": "Action FunctionName Principal SourceAccount SourceArn",
     "AWS::Lambda::Version": "FunctionName",
     "AWS::Logs::LogGroup": "LogGroupName RetentionInDays",
-    "AWS::S3::Bucket": "BucketEncryption BucketName PublicAccessBlockConfiguration VersioningConfiguration",
+    "AWS::S3::Bucket": "BucketEncryption BucketName LifecycleConfiguration PublicAccessBlockConfiguration VersioningConfiguration",
     "AWS::S3::BucketPolicy": "Bucket PolicyDocument",
     "AWS::SQS::Queue": "MessageRetentionPeriod QueueName SqsManagedSseEnabled",
 }

@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,29 +56,41 @@ MISSING = {
 
 
 def rustc_version() -> str:
-    """What rustc says of itself; empty when it does not work (rustup without a toolchain)."""
+    """What rustc says of itself; empty when it does not work (rustup without a toolchain) or is not there."""
+    if not shutil.which("rustc"):
+        return ""
     return subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=False).stdout
 
 
-def check_tools(rustc: str) -> None:
-    """The tools that this cannot install itself; checked before anything is installed."""
+def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
+    """The tools that this cannot install itself: (name, what was found, what is wrong with it and the next step)."""
+    python, wrong = sys.version.split()[0], ""
     if sys.version_info < (3, 10):
-        raise SetupError(
-            f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}: "
-            "install one and name it, make setup PYTHON=python3.12"
-        )
+        wrong = f"Python 3.10 or newer is needed, this is {python}: install one and name it, make setup PYTHON=python3.12"
+    yield "Python", python, wrong
     found = re.search(r"^release: ((\d+)\.(\d+)\S*)", rustc, re.MULTILINE)
+    wrong = ""
     if found and tuple(map(int, found.groups()[1:])) < RUST:
-        raise SetupError(f"{MISSING['rust']} (this is {found[1]})")
-    if not found or not shutil.which("cargo"):
-        raise SetupError(MISSING["rust" if shutil.which("rustc") else "cargo"])
-    if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
-        raise SetupError(MISSING["cc"])
+        wrong = f"{MISSING['rust']} (this is {found[1]})"
+    elif not found or not shutil.which("cargo"):
+        wrong = MISSING["rust" if shutil.which("rustc") else "cargo"]
+    yield "Rust", found[1] if found else "none", wrong
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
+    yield "C compiler", compiler or "none", "" if compiler else MISSING["cc"]
     try:
         import ensurepip  # noqa: F401  (Debian ships Python without it)
         import venv  # noqa: F401
-    except ImportError as missing:
-        raise SetupError(MISSING["venv"]) from missing
+    except ImportError:
+        yield "venv", "none", MISSING["venv"]
+    else:
+        yield "venv", "there", ""
+
+
+def check_tools(rustc: str) -> None:
+    """Checked before anything is installed."""
+    for _, _, wrong in tools(rustc):
+        if wrong:
+            raise SetupError(wrong)
 
 
 def digest(*inputs: Path | str) -> str:
@@ -335,7 +348,10 @@ def steps(rustc: str) -> list[Step]:
 
 
 CRATES = {"workshop": ROOT / "notebooks/workshop", **{name: ROOT / name for name in ("iris_fn", "deploy", "client")}}
-DEPLOY_FILES = [ROOT / "deploy/template.yaml", ROOT / "deploy/deployer-policy.json", ROOT / "data/iris.csv"]
+DEPLOY_FILES = [
+    ROOT / name
+    for name in ("deploy/template.yaml", "deploy/deployer-policy.json", "data/iris.csv", "data/prices.json")
+]
 
 
 def main(arguments: list[str]) -> int:
