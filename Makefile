@@ -56,8 +56,9 @@ BESIDE    := $(FUNCTION)
 BOOTSTRAP := target/notebook/bootstrap
 else ifeq ($(TARGET),aws)
 CLOUD     := setup
+# A fifth cheaper a second than x86_64 (data/prices.json), and built by the same cross-compiler.
 ifeq ($(ARCH),host)
-override ARCH := x86_64
+override ARCH := arm64
 endif
 FUNCTION  := $(SETUP) && cargo lambda build --quiet --locked --release $(if $(filter arm64,$(ARCH)),--arm64,--x86-64) \
   --package iris_fn --bin bootstrap
@@ -162,8 +163,11 @@ tail: $(CLOUD) ## Print what the function logged about one request: make tail RE
 policy: $(CLOUD) ## Print the permissions that a person needs to deploy this stack
 	@$(DEPLOY) policy
 
-cost: setup ## Say what the stack costs on AWS, idle and in use
+cost: setup ## Say what the stack costs on AWS, idle, in use and forgotten
 	@$(DEPLOY) cost
+
+doctor: ## Say whether all is there that the workshop needs, on this machine or with TARGET=aws in the account
+	@"$(PYTHON)" notebooks/kernel/doctor.py
 
 destroy: $(CLOUD) ## Delete everything that carries the stack's name
 	@$(DEPLOY) destroy
@@ -221,4 +225,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device status invoke logs tail policy cost destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device status invoke logs tail policy cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

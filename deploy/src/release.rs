@@ -67,6 +67,12 @@ impl Settings {
     }
 }
 
+/// What to read before the first deploy that may cost something.
+fn warning(target: Target, is_new: bool) -> Result<Option<String>> {
+    let costs = is_new && target == Target::Aws;
+    costs.then(cost::forgotten).transpose()
+}
+
 /// What would change, if anything.
 struct Plan {
     code: Code,
@@ -108,8 +114,8 @@ impl Plan {
             Ok(None) => println!("model     none: {PUBLISH_ONE}"),
             Err(e) => println!("model     {e:#}"),
         }
-        if live.is_none() && cloud.target == Target::Aws {
-            println!("cost      {}", cost::forgotten()?);
+        if let Some(warning) = warning(cloud.target, live.is_none())? {
+            println!("cost      {warning}");
         }
         let mut parameters = vec![
             ("CodeKey", code.key()),
@@ -308,4 +314,17 @@ pub async fn versions(cloud: &Cloud) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_deploy_to_aws_says_what_is_forgotten_costs() {
+        let warning = |target, is_new| warning(target, is_new).unwrap();
+        assert!(warning(Target::Aws, true).unwrap().contains("a day"));
+        assert_eq!(warning(Target::Aws, false), None);
+        assert_eq!(warning(Target::Local, true), None);
+    }
 }
