@@ -29,7 +29,7 @@ DEFAULTS = {
     # How long a `bootstrap` may idle. AWS does not say how long (minutes); here it is a little more than
     # the shortest schedule, so that a workshop sees both: a cold start after a pause, and none when kept warm.
     "LAMBDA_WARM_TTL_SECONDS": "75",
-    # How many calls may run at once, each in a process of its own. AWS gives an account 1,000, a new one often 10;
+    # How many calls may run at once, each in a process of its own. AWS gives an account 1,000, a new one fewer;
     # this is what a laptop bears. One call more is throttled, and one from a rule waits for its turn.
     "LAMBDA_ACCOUNT_CONCURRENCY": "64",
     "LOCAL_DIR": os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "target", "local"),

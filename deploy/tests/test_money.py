@@ -2,11 +2,16 @@
 
 import json
 import os
+import re
+import shlex
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import botocore.session
 import cfnlint.decode
 import pytest
+from botocore import xform_name
 from clients import ACCOUNT, BUCKET, DEPLOY, REGION, ROOT, STACK, Cloud, run
 
 TEMPLATE, _ = cfnlint.decode.decode(str(ROOT / "deploy/template.yaml"))
@@ -163,8 +168,6 @@ def late():
             self.answer(200 if known else 403, whole.encode() if known else b"")
 
         def date_time_string(self, timestamp=None):
-            import time
-
             return super().date_time_string(time.time() - 3600)
 
         def answer(self, status, body):
@@ -211,3 +214,30 @@ def test_arm64_is_the_cheaper_one():
     prices = json.loads((ROOT / "data/prices.json").read_text())["prices"]
     for price in ("lambda_gb_second", "lambda_provisioned_gb_second", "lambda_provisioned_duration_gb_second"):
         assert prices[f"{price}_arm64"]["usd"] < prices[f"{price}_x86_64"]["usd"]
+
+
+# --- the first hour ---------------------------------------------------------
+
+
+def test_the_commands_of_the_first_hour_are_ones_that_aws_has():
+    """By botocore's models: service, operation, and each option but the CLI's own."""
+    text = (ROOT / "deploy/AWS.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in text.splitlines() if re.match("aws [a-z0-9]+ [a-z]", line)]
+    assert len(commands) >= 25
+    session = botocore.session.get_session()
+    own = {"query", "output", "profile"}
+    for _, service, operation, *options in commands:
+        if (service, operation) in {("configure", "export-credentials"), ("logs", "tail")}:
+            continue  # the CLI's, not the service's
+        model = session.get_service_model({"s3api": "s3"}.get(service, service))
+        names = {xform_name(name, "-"): name for name in model.operation_names}
+        shape = model.operation_model(names[operation]).input_shape
+        known = {xform_name(name, "-") for name in shape.members}
+        given = {each[2:].removeprefix("no-") for each in options if each.startswith("--")}
+        assert given - own <= known, (service, operation, given - own - known)
+
+
+def test_the_first_hour_names_targets_that_make_has():
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    named = set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", (ROOT / "deploy/AWS.md").read_text()))
+    assert len(named) >= 15 and named - targets <= {"boundary"}, named - targets
