@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn credentials_in_the_environment_must_outlast_the_first_demo() {
         let now = SystemTime::now();
-        let minutes = |n| Some(now + Duration::from_secs(n * 60));
+        let minutes = |n: u64| Some(now + Duration::from_secs(n * 60));
         for (frozen, ends, expected) in [
             (true, minutes(15), Some(false)),
             (true, minutes(120), Some(true)),
