@@ -63,6 +63,7 @@ mod tests {
             return false;
         };
         let kind = match (service, region, account) {
+            ("budgets", "", ME) => "budget/",
             ("cloudformation", HERE, ME) => "stack/",
             ("cloudwatch", "", ME) => "dashboard/",
             ("cloudwatch", HERE, ME) => "alarm:",
