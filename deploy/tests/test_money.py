@@ -1,4 +1,4 @@
-"""What keeps a bill small and a first hour short: budget, alarms' action, what the bucket forgets, and the doctor."""
+"""What keeps a bill small and a first hour short: budget, alarms' action, the bucket's lifecycle, the doctor."""
 
 import json
 import os
@@ -163,9 +163,10 @@ def late():
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"] or 0))
             result = f"<Account>{ACCOUNT}</Account><Arn>arn:aws:iam::{ACCOUNT}:user/u</Arn><UserId>u</UserId>"
-            whole = f"<GetCallerIdentityResponse><GetCallerIdentityResult>{result}</GetCallerIdentityResult></GetCallerIdentityResponse>"
+            for name in ("GetCallerIdentityResult", "GetCallerIdentityResponse"):
+                result = f"<{name}>{result}</{name}>"
             known = b"GetCallerIdentity" in body
-            self.answer(200 if known else 403, whole.encode() if known else b"")
+            self.answer(200 if known else 403, result.encode() if known else b"")
 
         def date_time_string(self, timestamp=None):
             return super().date_time_string(time.time() - 3600)
@@ -202,9 +203,12 @@ def test_the_doctor_of_aws_keeps_to_aws(cloud):
 # --- make -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("setting", "flag"), [((), "--arm64"), (("ARCH=x86_64",), "--x86-64"), (("ARCH=arm64",), "--arm64")])
+@pytest.mark.parametrize(
+    ("setting", "flag"), [((), "--arm64"), (("ARCH=x86_64",), "--x86-64"), (("ARCH=arm64",), "--arm64")]
+)
 def test_the_function_is_for_arm64_on_aws_where_nothing_else_is_asked(setting, flag):
-    environment = {name: value for name, value in os.environ.items() if name not in ("ARCH", "MAKEFLAGS", "MAKELEVEL")}
+    outer = ("ARCH", "MAKEFLAGS", "MAKELEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
     code, out, _ = run("make", "--dry-run", "build", "TARGET=aws", *setting, environment=environment)
     assert code == 0
     assert f"--release {flag} " in " ".join(out.replace("\\\n", " ").split())

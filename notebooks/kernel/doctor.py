@@ -1,7 +1,7 @@
 """Would the workshop run here? One line for each thing: ok, NOT OK with the next step, or could not ask.
 
-It changes nothing and needs only Python: it runs before anything is built. What can be asked of the cloud, the deployer
-asks (deploy/src/doctor.rs): AWS with TARGET=aws, otherwise the local cloud when it runs.
+It changes nothing and needs only Python: it runs before anything is built. What can be asked of the cloud,
+the deployer asks (deploy/src/doctor.rs): AWS with TARGET=aws, otherwise the local cloud when it runs.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def ports(settings: local.Settings) -> Iterator[bool]:
         if record.get(name) == port:
             yield line(OK, f"port {port}", "has this folder's local cloud")
         elif trouble := local.why_taken(port):
-            yield line(NOT_OK, f"port {port}", trouble, f"end what listens there, or choose another with {name}=…")
+            step = f"end what listens there, or choose another with {name}=…"
+            yield line(NOT_OK, f"port {port}", trouble, step)
         else:
             yield line(OK, f"port {port}", "is free")
 

@@ -25,7 +25,8 @@ def cloud(tmp_path):
 
 def test_an_old_rust_and_a_missing_compiler_each_have_a_line(monkeypatch, capsys):
     monkeypatch.setattr(doctor.setup, "rustc_version", lambda: "release: 1.94.1\n")
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None if name in ("cc", "gcc", "clang") else f"/bin/{name}")
+    compilers = ("cc", "gcc", "clang")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None if name in compilers else f"/bin/{name}")
     monkeypatch.delenv("CC", raising=False)
     healthy = list(doctor.tools())
     out = capsys.readouterr().out
@@ -85,8 +86,8 @@ def test_it_ends_with_1_when_anything_is_wrong_and_changes_nothing(cloud, tmp_pa
     settings = {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "LOCAL_DIR": str(tmp_path), "TARGET": "local"}
     settings |= {name: str(port) for name, port in cloud.ports.items()}
     done = subprocess.run(
-        [sys.executable, ROOT / "notebooks/kernel/doctor.py"], env=os.environ | settings, capture_output=True, text=True,
-        check=False, timeout=120,
+        [sys.executable, ROOT / "notebooks/kernel/doctor.py"], env=os.environ | settings, capture_output=True,
+        text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1 and "NOT OK         PyPI" in done.stdout, done.stdout + done.stderr
     assert done.stderr == "" and sorted(tmp_path.rglob("*")) == before
