@@ -118,6 +118,9 @@ impl Predict {
                 _ = &mut stop => {
                     if !more {
                         summary.failed += open.len() as u64;
+                        for _ in 0..open.len() {
+                            summary.latency.record(Duration::from_secs_f64(self.deadline));
+                        }
                         open.shutdown().await; // the client counts them as failed
                         break;
                     }
