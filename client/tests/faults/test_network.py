@@ -17,6 +17,12 @@ def test_nothing_is_broken(case):
     case.saw(f"asked again {asker.counters['retried']}")
 
 
+def test_basic_ingest_and_nothing_is_broken(case):
+    with case.asking(basic_ingest=True) as asker:
+        pass
+    case.saw(f"past the broker to the rule; asked again {asker.counters['retried']}")
+
+
 def back_again(case, end):
     with case.asking(200) as asker:
         end()
