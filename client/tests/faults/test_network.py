@@ -83,7 +83,7 @@ def test_second_client_with_the_same_id(case):
             with Device("asker", folder=case.world.devices / "asker") as twin:
                 twin.listening()
                 time.sleep(0.2)
-            time.sleep(0.7)
+            time.sleep(2.2)  # the client is back after a second or so, and stays for one
     case.saw(reconnected(asker, 3))
 
 
