@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Outgoing, Packet, QoS,
-    SubscribeReasonCode,
+    Request, Subscribe, SubscribeReasonCode,
 };
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -14,7 +14,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::device::Device;
 use crate::error::{AskError, ConnectError, DescribeError};
-use crate::pace::{Reconnect, RetryTimer};
+use crate::pace::{Pace, QUESTIONS_A_SECOND, Reconnect, RetryTimer};
 use crate::questions::{Counters, Questions, Reply};
 use iris_fn::Description;
 use iris_fn::request::{MAX_PAYLOAD, MAX_REQUEST_ID};
@@ -25,6 +25,15 @@ const MAX_PACKET: usize = MAX_PAYLOAD + 1024;
 const SILENCE: Duration = Duration::from_secs(3);
 /// Seconds to make a connection.
 const CONNECT_SECONDS: u64 = 3;
+/// Packet ids, used in turn. Those of an acknowledgement that is late, or lost, are not needed again for seconds.
+const PACKET_IDS: u16 = 256;
+/// Unacknowledged messages that AWS IoT takes from a client
+/// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
+const UNACKNOWLEDGED: u16 = 100;
+/// A connection that was closed sooner may have been taken over.
+const SHORT_LIVED: Duration = Duration::from_secs(5);
+/// After so many of these in a row it is said.
+const TAKEN_OVER: u32 = 3;
 
 /// What a [`Client`] may be told.
 #[derive(Debug, Clone)]
@@ -38,6 +47,12 @@ pub struct Settings {
     pub open: u16,
     /// How long the first connection is tried. 10 s.
     pub connect: Duration,
+    /// Questions sent a second, those asked again too; the next one waits. 40: AWS IoT discards what exceeds 100
+    /// messages a second on a connection, questions and answers together.
+    pub pace: f64,
+    /// Ask by [`Device::basic_ingest_topic`], which costs a message less. Off: nobody else can subscribe to see
+    /// the questions, and a stack of an older template forbids it.
+    pub basic_ingest: bool,
 }
 
 impl Default for Settings {
@@ -46,6 +61,8 @@ impl Default for Settings {
             deadline: Duration::from_secs(15),
             open: 16,
             connect: Duration::from_secs(10),
+            pace: QUESTIONS_A_SECOND,
+            basic_ingest: false,
         }
     }
 }
@@ -59,6 +76,8 @@ pub enum Link {
         reason: String,
         /// The broker will not have us: it makes no sense to wait.
         refused: bool,
+        /// Most likely another client connects under the same id, again and again.
+        taken_over: bool,
     },
     /// Connected, and the broker has our subscription.
     Up {
@@ -84,6 +103,7 @@ struct Shared {
     /// Std mutexes, because neither is held across an await.
     questions: Mutex<Questions>,
     timer: Mutex<RetryTimer>,
+    pace: Mutex<Pace>,
 }
 
 impl Client {
@@ -95,7 +115,7 @@ impl Client {
     pub async fn connect(device: &Device, settings: Settings) -> Result<Self, ConnectError> {
         let mut options = device.options();
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
-        options.set_inflight(settings.open);
+        options.set_inflight(PACKET_IDS);
         options.set_keep_alive(Duration::from_secs(30));
         // As many as are open, and the subscription.
         let (mqtt, mut events) = AsyncClient::new(options, usize::from(settings.open) + 1);
@@ -108,17 +128,28 @@ impl Client {
         let (link, mut changes) = watch::channel(Link::Down {
             reason: "not tried yet".into(),
             refused: false,
+            taken_over: false,
         });
         let shared = Arc::new(Shared {
-            topic: device.request_topic(),
+            topic: if settings.basic_ingest {
+                device.basic_ingest_topic()
+            } else {
+                device.request_topic()
+            },
             permits: Semaphore::new(settings.open.into()),
+            pace: Mutex::new(Pace::new(settings.pace)),
             settings,
             mqtt,
             link,
             questions: Mutex::default(),
             timer: Mutex::default(),
         });
-        let listener = tokio::spawn(listen(events, device.response_topic(), Arc::clone(&shared)));
+        let listener = tokio::spawn(listen(
+            events,
+            device.response_topic(),
+            device.client_id().to_owned(),
+            Arc::clone(&shared),
+        ));
         // From here on an early return ends the listener too.
         let client = Self { shared, listener };
         let settled = |link: &Link| !matches!(link, Link::Down { refused: false, .. });
@@ -129,6 +160,7 @@ impl Client {
             Link::Down {
                 reason,
                 refused: true,
+                ..
             } => Err(ConnectError::Refused {
                 address,
                 client_id,
@@ -137,6 +169,7 @@ impl Client {
             Link::Down {
                 reason,
                 refused: false,
+                ..
             } => Err(ConnectError::Unreachable {
                 address,
                 client_id,
@@ -277,6 +310,15 @@ impl Shared {
             .expect("nothing panics while it holds this lock")
     }
 
+    /// When the next message may be sent.
+    fn token(&self) -> tokio::time::Instant {
+        let mut pace = self
+            .pace
+            .lock()
+            .expect("nothing panics while it holds this lock");
+        pace.take(Instant::now()).into()
+    }
+
     /// Ask again and again until there is a reply.
     async fn insist(
         &self,
@@ -295,6 +337,14 @@ impl Shared {
                     _ => return Err(AskError::Closed),
                 },
             };
+            tokio::select! {
+                biased;
+                reply = &mut *reply => return reply.map_err(|_| AskError::Closed),
+                () = sleep_until(self.token()) => {}
+            }
+            if *link.borrow_and_update() != (Link::Up { connection }) {
+                continue;
+            }
             let sent = self
                 .mqtt
                 .publish(&self.topic, QoS::AtLeastOnce, false, request.clone());
@@ -323,8 +373,11 @@ impl Shared {
 
 /// Keep the connection: nothing moves in rumqttc unless its event loop is polled. Subscribe on every
 /// connection (a clean session forgets), hand on what arrives, and come back when it breaks.
-async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
+async fn listen(mut events: EventLoop, answers: String, client_id: String, shared: Arc<Shared>) {
     let mut reconnect = Reconnect::new();
+    let mut link = shared.link.subscribe();
+    // How many connections in a row were closed on us soon after they were made.
+    let mut short_lived = 0;
     let mut connections = 0;
     let mut connected: Option<Instant> = None;
     // Since when something is sent and nothing is heard.
@@ -339,9 +392,19 @@ async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
         };
         let event = tokio::select! {
             event = events.poll() => event
-                .map_err(|e| (refusal(&e), e.to_string()))
+                .map_err(|e| Lost { refused: refusal(&e), by_us: false, reason: e.to_string() })
                 .and_then(|event| usable(event, &answers)),
-            () = silence => Err((false, format!("nothing heard for {SILENCE:?}"))),
+            () = silence => Err(Lost::by_us(format!("nothing heard for {SILENCE:?}"))),
+        };
+        let event = match event {
+            Ok(Event::Outgoing(Outgoing::Publish(_)))
+                if events.state.inflight() >= UNACKNOWLEDGED =>
+            {
+                Err(Lost::by_us(format!(
+                    "{UNACKNOWLEDGED} acknowledgements are missing"
+                )))
+            }
+            event => event,
         };
         match event {
             Ok(Event::Incoming(packet)) => {
@@ -350,8 +413,10 @@ async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
                     Packet::ConnAck(_) => {
                         connections += 1;
                         connected = Some(Instant::now());
-                        // It has room: a lost connection empties the channel, and nobody asks before SUBACK.
-                        let _ = shared.mqtt.try_subscribe(&answers, QoS::AtLeastOnce);
+                        // Before all that may wait in the channel, and never for want of room in it. At QoS 0: the
+                        // question of an answer that is lost is asked again, and AWS charges for a device's PUBACK.
+                        let subscribe = Subscribe::new(&answers, QoS::AtMostOnce);
+                        events.pending.push_front(Request::Subscribe(subscribe));
                     }
                     Packet::SubAck(_) => {
                         shared.questions().counters.reconnected = connections - 1;
@@ -370,27 +435,56 @@ async fn listen(mut events: EventLoop, answers: String, shared: Arc<Shared>) {
                 silent_since.get_or_insert_with(tokio::time::Instant::now);
             }
             Ok(Event::Outgoing(_)) => {}
-            Err((refused, reason)) => {
+            Err(mut lost) => {
                 silent_since = None;
                 events.clean();
                 // Nobody will acknowledge what it waits behind; its question is asked again.
                 events.state.collision = None;
+                // What was read and not handled yet: a SUBACK among it would be taken for the next connection's.
+                for event in events.state.events.drain(..) {
+                    if let Event::Incoming(Packet::Publish(message)) = event {
+                        shared.questions().deliver(&message.payload);
+                    }
+                }
                 if *shared.link.borrow() == Link::Closed {
                     return;
                 }
-                shared.down(reason, refused);
-                let lasted = connected
-                    .take()
-                    .map_or(Duration::ZERO, |since| since.elapsed());
-                sleep(reconnect.after(lasted)).await;
+                let lasted = connected.take().map(|since| since.elapsed());
+                match lasted {
+                    Some(lasted) if lasted >= SHORT_LIVED => short_lived = 0,
+                    Some(_) if !lost.refused && !lost.by_us => short_lived += 1,
+                    _ => {}
+                }
+                let taken_over = short_lived >= TAKEN_OVER && !lost.refused;
+                if taken_over {
+                    lost.reason = format!(
+                        "another client connects as {client_id}, it seems: the broker closed {short_lived} \
+                         connections within {SHORT_LIVED:?}; stop one of the two, or give it a device of its own \
+                         (`make device NAME=…`)"
+                    );
+                }
+                shared.down(lost.reason, lost.refused, taken_over);
+                let wait = reconnect.after(lasted.unwrap_or_default());
+                if timeout(wait, link.wait_for(|link| *link == Link::Closed))
+                    .await
+                    .is_ok()
+                {
+                    return;
+                }
+                // By now nobody sends, and what still came in between is asked again.
+                events.clean();
             }
         }
     }
 }
 
 impl Shared {
-    fn down(&self, reason: String, refused: bool) {
-        self.change(Link::Down { reason, refused });
+    fn down(&self, reason: String, refused: bool, taken_over: bool) {
+        self.change(Link::Down {
+            reason,
+            refused,
+            taken_over,
+        });
     }
 
     /// Closed is for good.
@@ -405,19 +499,41 @@ impl Shared {
     }
 }
 
-/// An event, unless it says that this connection is of no use; then, whether the broker has refused, and why.
-fn usable(event: Event, answers: &str) -> Result<Event, (bool, String)> {
+/// Why a connection is of no use.
+struct Lost {
+    /// The broker will not have us.
+    refused: bool,
+    /// We give it up, and the broker did not close it.
+    by_us: bool,
+    reason: String,
+}
+
+impl Lost {
+    fn by_us(reason: String) -> Self {
+        Self {
+            refused: false,
+            by_us: true,
+            reason,
+        }
+    }
+}
+
+/// An event, unless it says that this connection is of no use.
+fn usable(event: Event, answers: &str) -> Result<Event, Lost> {
     match event {
         Event::Incoming(Packet::SubAck(granted))
             if granted.return_codes.contains(&SubscribeReasonCode::Failure) =>
         {
-            let reason = format!("the broker refuses the subscription to {answers}");
-            Err((true, reason))
+            Err(Lost {
+                refused: true,
+                by_us: false,
+                reason: format!("the broker refuses the subscription to {answers}"),
+            })
         }
         // All other packet ids were used since, and this one is not free: rumqttc sends nothing until an
         // acknowledgement comes that is most likely lost (<https://github.com/bytebeamio/rumqtt/issues/1056>).
         Event::Outgoing(Outgoing::AwaitAck(_)) => {
-            Err((false, "an acknowledgement is missing".to_owned()))
+            Err(Lost::by_us("an acknowledgement is missing".to_owned()))
         }
         event => Ok(event),
     }

@@ -70,6 +70,13 @@ impl Device {
         format!("{}/request/{}", self.endpoint.stack, self.client_id())
     }
 
+    /// Where it asks by Basic Ingest: straight to the rule, past the broker, which does not meter it
+    /// (<https://docs.aws.amazon.com/iot/latest/developerguide/iot-basic-ingest.html>).
+    pub fn basic_ingest_topic(&self) -> String {
+        let (stack, topic) = (&self.endpoint.stack, self.request_topic());
+        format!("$aws/rules/{stack}_rule/{topic}")
+    }
+
     /// Where it is answered.
     pub fn response_topic(&self) -> String {
         format!("{}/response/{}", self.endpoint.stack, self.client_id())

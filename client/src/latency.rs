@@ -34,7 +34,7 @@ impl Latency {
         )
     }
 
-    /// For programs, in milliseconds; `null` where nothing was answered.
+    /// For programs, in milliseconds; `null` where nothing was asked.
     pub fn json(&self) -> Value {
         if self.0.is_empty() {
             return Value::Null;

@@ -4,7 +4,7 @@
 //! * [`client`]: the connection. It comes back by itself, and every question ends in exactly one of an
 //!   answer, a refusal or a typed failure.
 //! * [`questions`]: which questions are open, what became of the others, and how it all went in numbers.
-//! * [`pace`]: how long to wait, before a question is asked again and before a connection is tried again.
+//! * [`pace`]: how long to wait, before a message is sent, a question asked again, a connection tried again.
 //! * [`error`]: what can go wrong.
 //!
 //! MQTT gives none of this: a broker may deliver twice or, where a connection breaks, not at all, and an

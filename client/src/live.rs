@@ -36,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::limits::Limits;
 use crate::predict::positive;
 use asking::{Asking, Run};
 use guard::{Guard, Refusal};
@@ -43,7 +44,7 @@ use guard::{Guard, Refusal};
 /// What `live` may be told.
 #[derive(Args)]
 pub struct Live {
-    /// Questions a second, round and round the rows while a page is open (AWS IoT takes 100 from a device)
+    /// Questions a second, round and round the rows while a page is open
     #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
     rate: f64,
     /// Port of the page; 0 for any that is free
@@ -61,6 +62,8 @@ pub struct Live {
     /// The device that asks
     #[arg(long, default_value = "live")]
     device: String,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 /// Longest body that is read: 256 features with the longest names fit.
@@ -92,7 +95,7 @@ impl Live {
         };
         let settings = Settings {
             open: asking::OPEN,
-            ..Settings::default()
+            ..self.limits.settings(self.rate, 1)?
         };
         let client = Client::connect(&device, settings).await?;
         let run = Run::new(client.describe().await?, &self.csv, 0);

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::latency::Latency;
+use crate::limits::{Limits, warn_of_another};
 use crate::predict::{positive, told_counters};
 
 /// What `load` may be told.
@@ -42,12 +43,22 @@ pub struct Load {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    /// Seconds that a question may stay open
+    #[arg(long, default_value = "15", value_parser = positive)]
+    deadline: f64,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 impl Load {
     /// Connect all, ask, and say by the exit code whether every question was answered.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
-        let clients = self.connect(dir).await?;
+        let deadline = Duration::from_secs_f64(self.deadline);
+        let settings = Settings {
+            deadline,
+            ..self.limits.settings(self.rate, self.devices)?
+        };
+        let clients = self.connect(dir, &settings).await?;
         let model = clients[0].describe().await?;
         let run = format!("{:08x}", fastrand::u32(..));
         // Whole questions only; the last is due before the time is over.
@@ -76,13 +87,17 @@ impl Load {
                 }
                 Some(done) = open.join_next() => {
                     let (reply, since_due, since_sent) = done.context("a question ended badly")?;
-                    if reply.is_ok() {
-                        due.record(since_due);
-                        sent.record(since_sent);
-                    }
+                    // A failed one was waited for until its deadline: left out, it would hide the worst.
+                    let least = if reply.is_ok() { Duration::ZERO } else { deadline };
+                    due.record(since_due.max(least));
+                    sent.record(since_sent.max(least));
                 }
                 _ = &mut stop => {
                     if next == last {
+                        for _ in 0..open.len() {
+                            due.record(deadline);
+                            sent.record(deadline);
+                        }
                         open.shutdown().await; // each is counted as failed
                         break;
                     }
@@ -127,6 +142,12 @@ impl Load {
             println!("{a_second:.0} answers a second, {:.0} asked", self.rate);
             println!("since each was due:  {}", due.line());
             println!("since it was sent:   {}", sent.line());
+            if counters.failed > 0 {
+                println!(
+                    "each of the {} that failed counts with its deadline, {deadline:?}, at least",
+                    counters.failed
+                );
+            }
         }
         for client in clients.into_iter().filter_map(Arc::into_inner) {
             client.close().await;
@@ -139,7 +160,7 @@ impl Load {
     }
 
     /// All devices, some at a time: a broker meets thirty laptops, not a thousand in one moment.
-    async fn connect(&self, dir: &Path) -> Result<Vec<Arc<Client>>> {
+    async fn connect(&self, dir: &Path, settings: &Settings) -> Result<Vec<Arc<Client>>> {
         let mut clients = Vec::new();
         for tens in (1..=self.devices).collect::<Vec<_>>().chunks(10) {
             let mut connecting = JoinSet::new();
@@ -148,11 +169,13 @@ impl Load {
                 if let Some(port) = self.port {
                     device = device.through(port);
                 }
-                connecting
-                    .spawn(async move { Client::connect(&device, Settings::default()).await });
+                let settings = settings.clone();
+                connecting.spawn(async move { Client::connect(&device, settings).await });
             }
             for client in connecting.join_all().await {
-                clients.push(Arc::new(client?));
+                let client = client?;
+                warn_of_another(&client);
+                clients.push(Arc::new(client));
             }
         }
         Ok(clients)

@@ -2,6 +2,7 @@
 //! function will bear. `make` calls this with the right settings.
 
 mod latency;
+mod limits;
 mod live;
 mod load;
 mod predict;

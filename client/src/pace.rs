@@ -1,6 +1,46 @@
-//! How long to wait: before a question is asked again, and before a connection is tried again.
+//! How long to wait: before the next message may be sent, before a question is asked again, and before a
+//! connection is tried again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Publishes a second that AWS IoT takes on one connection, both ways together; it discards what is above, without
+/// an acknowledgement (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
+pub const BROKER_LIMIT: f64 = 100.0;
+/// Questions a second on one connection. With their answers they are 80 publishes; the rest is room for answers
+/// that were late and come together, after a cold start for example.
+pub const QUESTIONS_A_SECOND: f64 = 40.0;
+
+/// When the next message may be sent: a token bucket, kept as the time at which it would be full again
+/// (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Debug, Clone)]
+pub struct Pace {
+    interval: Duration,
+    next: Option<Instant>,
+}
+
+impl Pace {
+    /// So many may be sent at once after a pause. In any second, 42 questions, their answers and 16 late ones are
+    /// [`BROKER_LIMIT`].
+    const BURST: u32 = 2;
+
+    /// So many messages a second.
+    pub fn new(a_second: f64) -> Self {
+        Self {
+            interval: Duration::try_from_secs_f64(1.0 / a_second).unwrap_or(Duration::MAX),
+            next: None,
+        }
+    }
+
+    /// Take a token; the time from which it is good.
+    pub fn take(&mut self, now: Instant) -> Instant {
+        let earliest = now
+            .checked_sub(self.interval.saturating_mul(Self::BURST - 1))
+            .unwrap_or(now);
+        let token = self.next.map_or(earliest, |next| next.max(earliest));
+        self.next = token.checked_add(self.interval).or(Some(token));
+        token.max(now)
+    }
+}
 
 /// When to ask again, learned from the round trips so far: TCP's retransmission timer (RFC 6298).
 ///
@@ -78,13 +118,15 @@ pub struct Reconnect {
 }
 
 impl Reconnect {
-    const SHORTEST: Duration = Duration::from_millis(100);
+    /// AWS IoT takes one CONNECT a second for a client id, whoever sends it: a connection that was just lost may
+    /// have been taken over by another's.
+    const SHORTEST: Duration = Duration::from_secs(1);
     /// Also how long a broker that is back may have to wait for us.
     const LONGEST: Duration = Duration::from_secs(2);
     /// A connection that held so long was a good one.
     const GOOD: Duration = Duration::from_secs(1);
 
-    /// The first wait is short.
+    /// The first wait is the shortest.
     pub fn new() -> Self {
         Self {
             next: Self::SHORTEST,
@@ -99,7 +141,7 @@ impl Reconnect {
         let wait = self.next;
         self.next = (wait * 2).min(Self::LONGEST);
         // Thirty laptops that lost the same broker must not come back in the same millisecond.
-        wait.mul_f64(0.75 + 0.25 * fastrand::f64())
+        wait.mul_f64(1.0 + 0.25 * fastrand::f64())
     }
 }
 
@@ -165,8 +207,42 @@ mod tests {
     fn a_connection_that_held_starts_the_waits_anew() {
         let mut reconnect = Reconnect::new();
         let waits: Vec<_> = (0..8).map(|_| reconnect.after(Duration::ZERO)).collect();
-        assert!(waits[7] >= Duration::from_millis(1500) && waits[0] <= Duration::from_millis(100));
-        assert!(reconnect.after(Duration::from_secs(60)) <= Duration::from_millis(100));
+        let short = Reconnect::SHORTEST.mul_f64(1.25);
+        assert!(
+            waits.iter().all(|wait| *wait >= Reconnect::SHORTEST),
+            "{waits:?}"
+        );
+        assert!(
+            waits[7] >= Reconnect::LONGEST && waits[0] <= short,
+            "{waits:?}"
+        );
+        assert!(reconnect.after(Duration::from_secs(60)) <= short);
+    }
+
+    proptest! {
+        /// Whenever somebody asks: a second holds at most the rate, and a burst.
+        #[test]
+        fn no_second_holds_more_than_the_bucket(rate in 1u32..200, gaps in prop::collection::vec(0u64..100, 1..300)) {
+            let (mut pace, mut now) = (Pace::new(rate.into()), Instant::now());
+            let mut sent = Vec::new();
+            for gap in gaps {
+                now += Duration::from_millis(gap);
+                sent.push(pace.take(now));
+            }
+            for (n, first) in sent.iter().enumerate() {
+                let within = sent[n..].iter().filter(|at| **at < *first + Duration::from_secs(1)).count();
+                prop_assert!(within <= (rate + Pace::BURST) as usize, "{} in a second", within);
+            }
+        }
+    }
+
+    #[test]
+    fn who_asks_slowly_never_waits() {
+        let (mut pace, mut now) = (Pace::new(40.0), Instant::now());
+        for _ in 0..100 {
+            assert_eq!(pace.take(now), now);
+            now += Duration::from_millis(25);
+        }
     }
 
     proptest! {

@@ -14,8 +14,10 @@ use iris_fn::table::Table;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::latency::Latency;
+use crate::limits::{Limits, warn_of_another};
 
 /// What `predict` may be told.
 #[derive(Args)]
@@ -30,7 +32,7 @@ pub struct Predict {
     /// Requests, one JSON object a line, each with a `request_id`; - for standard input
     #[arg(long, conflicts_with_all = ["row", "csv"], value_name = "FILE")]
     requests: Option<PathBuf>,
-    /// Questions a second; without it as fast as they are answered
+    /// Questions a second; without it as fast as they are answered, and at most as many as a device may send
     #[arg(long, value_parser = positive)]
     rate: Option<f64>,
     /// Print one JSON object a question, and the counters at the end
@@ -45,6 +47,8 @@ pub struct Predict {
     /// Seconds that a question may stay open
     #[arg(long, default_value = "15", value_parser = positive)]
     deadline: f64,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 /// A rate or a time.
@@ -81,9 +85,10 @@ impl Predict {
         }
         let settings = Settings {
             deadline: Duration::from_secs_f64(self.deadline),
-            ..Settings::default()
+            ..self.limits.settings(self.rate.unwrap_or_default(), 1)?
         };
         let client = Arc::new(Client::connect(&device, settings).await?);
+        warn_of_another(&client);
 
         let model = if self.requests.is_none() {
             Some(client.describe().await?)
@@ -92,9 +97,10 @@ impl Predict {
         };
         let mut questions = self.questions(model.as_ref())?;
         let mut summary = Summary::new(self.json, model);
-        let mut tick = self
-            .rate
-            .map(|rate| tokio::time::interval(Duration::from_secs_f64(1.0 / rate)));
+        // At the client's own pace at most: a question that waits there would count the wait as its round trip.
+        let rate = self.rate.unwrap_or(self.limits.pace);
+        let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut open = JoinSet::new();
         let mut more = true;
         let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
@@ -112,6 +118,9 @@ impl Predict {
                 _ = &mut stop => {
                     if !more {
                         summary.failed += open.len() as u64;
+                        for _ in 0..open.len() {
+                            summary.latency.record(Duration::from_secs_f64(self.deadline));
+                        }
                         open.shutdown().await; // the client counts them as failed
                         break;
                     }
@@ -227,12 +236,10 @@ fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
 /// The next question, when it is time for it.
 async fn next(
     questions: &mut mpsc::Receiver<Result<Question, String>>,
-    tick: &mut Option<tokio::time::Interval>,
+    tick: &mut tokio::time::Interval,
 ) -> Option<Result<Question, String>> {
     // Both can be left off at any time without losing anything: a tick is not a question.
-    if let Some(tick) = tick {
-        tick.tick().await;
-    }
+    tick.tick().await;
     questions.recv().await
 }
 
@@ -310,10 +317,9 @@ impl Summary {
         }: Outcome,
     ) {
         let ms = took.as_secs_f64() * 1e3;
-        match &reply {
-            Ok(_) => self.latency.record(took),
-            Err(_) => self.failed += 1,
-        }
+        // One that failed counts with the time it was waited for: left out, it would hide the worst.
+        self.latency.record(took);
+        self.failed += u64::from(reply.is_err());
         if let (Some(truth), Ok(Reply::Answer(answer)), Some(model)) = (truth, &reply, &self.model)
         {
             if model.classes.contains(&truth) {

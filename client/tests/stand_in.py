@@ -3,13 +3,17 @@
 The local cloud answers a few hundred questions a second on a laptop; whether the page bears more can only be seen
 with something that gives more. It speaks as much of MQTT 3.1.1 as one device needs, over TLS in both directions, and
 computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, to lose a message with
-its acknowledgement, to refuse subscriptions, or to hang up.
+its acknowledgement, to acknowledge late or never, to answer no more, to refuse subscriptions, to keep AWS's limits, or
+to hang up. It counts the messages that AWS would charge for
+(https://aws.amazon.com/iot-core/pricing/additional-details/, 2026-11).
 """
 
 import asyncio
 import json
 import ssl
 import threading
+import time
+from collections import deque
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 
@@ -19,7 +23,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-CONNECT, PUBLISH, SUBSCRIBE, PING, DISCONNECT = 1, 3, 8, 12, 14
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PING, DISCONNECT = 1, 3, 4, 8, 12, 14
+PUBLISHES_A_SECOND = 100  # on a connection, both ways together; AWS discards what is above
 
 
 class StandIn:
@@ -30,8 +35,14 @@ class StandIn:
         self.file = file or IRIS  # what it answers by; a test may put another in its place, with another `model`
         self.lost = set()  # of the messages that arrive, by number from 1
         self.grants = True  # what is subscribed to
+        self.acknowledges = lambda number: 0  # after so many seconds, by the message's number; None: never
+        self.answers = None  # only so many
+        self.aws = False  # keeps AWS's limits
+        self.breaks = False  # the first connection with its SUBACK, and is slow to grant the second
         self.arrived, self.connections, self.said_goodbye = 0, 0, False
-        self._open, self._loop = {}, asyncio.new_event_loop()
+        self.metered, self.discarded, self.too_soon, self.too_early = 0, 0, 0, 0
+        self._open, self._ids, self._connected = {}, {}, {}
+        self._loop = asyncio.new_event_loop()
 
     def __enter__(self):
         device = self.folder / "live"
@@ -65,14 +76,27 @@ class StandIn:
 
     async def _connection(self, reader, writer):
         self._open[writer] = asyncio.current_task()
+        link = Link(writer, self.aws)
         try:
             while True:
                 kind, body = await packet(reader)
                 if kind == CONNECT:
-                    self.connections += 1
+                    self.metered += 1
+                    if not self._welcome(body[12 : 12 + int.from_bytes(body[10:12], "big")], writer):
+                        return
                     writer.write(b"\x20\x02\x00\x00")
                 elif kind == SUBSCRIBE:
-                    writer.write(b"\x90\x03" + body[:2] + (b"\x01" if self.grants else b"\x80"))
+                    self.metered += 1
+                    link.qos = min(body[-1], 1)
+                    granted = b"\x90\x03" + body[:2] + (bytes([link.qos]) if self.grants else b"\x80")
+                    if self.breaks and self.connections == 1:
+                        granted += b"\x40\x02\x7f\xff"  # acknowledges what was never sent
+                    if self.breaks and self.connections == 2:
+                        await asyncio.sleep(0.5)
+                        self.too_early = len(reader._buffer)
+                    writer.write(granted)
+                elif kind == PUBACK:
+                    self.metered += 1
                 elif kind == PING:
                     writer.write(b"\xd0\x00")
                 elif kind == DISCONNECT:
@@ -81,21 +105,54 @@ class StandIn:
                 elif kind == PUBLISH:
                     end = 2 + int.from_bytes(body[:2], "big")
                     topic, number, payload = body[2:end], body[end : end + 2], body[end + 2 :]
+                    if link.is_full():
+                        self.discarded += 1
+                        continue
+                    ingest, _, topic = topic.rpartition(b"page_rule/")
+                    assert ingest in (b"", b"$aws/rules/"), ingest
+                    self.metered += not ingest
                     describes = b'"describe"' in payload  # neither counted nor slow: it comes before the questions
                     self.arrived += not describes
                     if not describes and self.arrived in self.lost:
                         continue
-                    writer.write(b"\x40\x02" + number)
-                    reply = framed(topic.replace(b"/request/", b"/response/"), self._answer(payload))
+                    late = self.acknowledges(self.arrived)
+                    if late:
+                        self._loop.call_later(late, writer.write, b"\x40\x02" + number)
+                    elif late is not None:
+                        writer.write(b"\x40\x02" + number)
+                    if self.answers is not None and self.arrived > self.answers:
+                        continue
+                    self.metered += 1  # what the function publishes
+                    reply = topic.replace(b"/request/", b"/response/"), self._answer(payload)
                     if self.delay and not describes:
-                        self._loop.call_later(self.delay, writer.write, reply)
+                        self._loop.call_later(self.delay, self._deliver, link, *reply)
                     else:
-                        writer.write(reply)
+                        self._deliver(link, *reply)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             del self._open[writer]
             writer.close()
+
+    def _welcome(self, client_id, writer):
+        """Whether one may connect now; who was connected under the same id is thrown out."""
+        now, before = time.monotonic(), self._connected.get(client_id, 0)
+        self._connected[client_id] = now
+        if self.aws and now - before < 1:
+            self.too_soon += 1
+            return False
+        self.connections += 1
+        if (other := self._ids.get(client_id)) in self._open:
+            other.transport.abort()
+        self._ids[client_id] = writer
+        return True
+
+    def _deliver(self, link, topic, payload):
+        if link.is_full():
+            self.discarded += 1
+            return
+        self.metered += 1
+        link.writer.write(framed(topic, payload, link.qos))
 
     def _answer(self, payload):
         request, file = json.loads(payload), self.file
@@ -113,6 +170,23 @@ class StandIn:
             result = {"predictions": predictions} if "instances" in request else predictions[0]
             return json.dumps(head | result | {"cold_start": False, "handler_us": 1}).encode()
         return json.dumps({"request_id": request["request_id"], "error": refusal}).encode()
+
+
+class Link:
+    """A connection: what it is subscribed by, and when messages went over it, either way."""
+
+    def __init__(self, writer, limited):
+        self.writer, self.limited, self.qos, self._times = writer, limited, 0, deque()
+
+    def is_full(self):
+        """Whether one more is above AWS's limit; if not, it is counted."""
+        now = time.monotonic()
+        while self._times and now - self._times[0] >= 1:
+            self._times.popleft()
+        if self.limited and len(self._times) >= PUBLISHES_A_SECOND:
+            return True
+        self._times.append(now)
+        return False
 
 
 def predicted(file, instance):
@@ -153,14 +227,14 @@ async def packet(reader):
             return kind, await reader.readexactly(length)
 
 
-def framed(topic, payload):
-    """A message at QoS 0."""
-    body, length = len(topic).to_bytes(2, "big") + topic + payload, b""
+def framed(topic, payload, qos):
+    """A message at QoS 0 or 1; the packet id is always the same."""
+    body, length = len(topic).to_bytes(2, "big") + topic + b"\x00\x01" * qos + payload, b""
     rest = len(body)
     while rest > 0x7F:
         length += bytes([rest & 0x7F | 0x80])
         rest >>= 7
-    return b"\x30" + length + bytes([rest]) + body
+    return bytes([0x30 | qos << 1]) + length + bytes([rest]) + body
 
 
 def certificates(device):

@@ -1,8 +1,11 @@
 """The client against brokers that do what the local cloud never does."""
 
 import json
+import random
 import signal
 import subprocess
+import threading
+import time
 
 from clients import CLIENT, ROOT
 from local_cloud import wait_for
@@ -11,16 +14,121 @@ from stand_in import StandIn
 ROW = ("5.1", "3.5", "1.4", "0.2")
 
 
+def asked(folder, rows, *arguments):
+    """Ask about so many rows; the counters, after each was answered exactly once."""
+    header, *flowers = (ROOT / "data/iris.csv").read_text().splitlines()
+    csv = folder / "rows.csv"
+    csv.write_text("\n".join([header, *(flowers * 9)[:rows]]) + "\n")
+    command = [CLIENT, "--dir", folder, "predict", "--device", "live", "--json", "--csv", csv, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    *ends, summary = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 0, (summary, done.stderr)
+    answered = {end["request_id"] for end in ends if end["outcome"] == "answered"}
+    assert (len(answered), len(ends)) == (rows, rows), summary
+    return summary["counters"]
+
+
+# --- acknowledgements -----------------------------------------------------------
+
+
 def test_a_lost_acknowledgement_stops_nothing(tmp_path):
     """AWS IoT drops what it throttles without acknowledging it: its packet id is never free again."""
     with StandIn(tmp_path) as broker:
         broker.lost = {3}
-        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--json", "--csv", ROOT / "data/iris.csv"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    *_, summary = map(json.loads, done.stdout.splitlines())
-    counters = summary["counters"]
-    assert done.returncode == 0, (counters, done.stderr)
-    assert (counters["asked"], counters["answered"], broker.connections) == (150, 150, 2), counters
+        counters = asked(tmp_path, 300, "--pace", "1000")  # more than there are packet ids
+    assert (counters["retried"] >= 1, broker.connections) == (True, 2), counters
+
+
+def test_acknowledgements_late_out_of_order_and_after_the_packet_ids_wrapped_are_no_loss(tmp_path):
+    with StandIn(tmp_path) as broker:
+        late = random.Random(1)
+        broker.acknowledges = lambda number: late.uniform(0.1, 1)
+        counters = asked(tmp_path, 300, "--pace", "80")
+    assert (counters["retried"], broker.connections) == (0, 1), counters
+
+
+def test_a_broker_that_answers_and_never_acknowledges(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.acknowledges = lambda number: None
+        counters = asked(tmp_path, 150, "--pace", "1000")
+    assert broker.connections == 2, counters
+
+
+def test_a_grant_of_the_connection_before_is_not_taken_for_this_ones(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.breaks = True
+        counters = asked(tmp_path, 10)
+    assert (broker.too_early, broker.connections, counters["retried"]) == (0, 2, 0), counters
+
+
+# --- AWS's limits, and its bill ---------------------------------------------------
+
+
+def hang_up_twice(broker):
+    wait_for(lambda: broker.arrived > 50)
+    broker.hang_up()
+    wait_for(lambda: broker.connections == 2)
+    broker.hang_up()
+
+
+def test_a_broker_with_the_limits_of_aws_discards_at_most_one_message(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.aws = True
+        began = time.monotonic()
+        breaking = threading.Thread(target=hang_up_twice, args=(broker,))
+        breaking.start()
+        counters = asked(tmp_path, 200)
+        breaking.join()
+    assert broker.connections == 3 and time.monotonic() - began > 5, counters
+    assert broker.discarded <= 1 and broker.too_soon == 0, (broker.discarded, broker.too_soon)
+
+
+def test_a_client_that_is_too_fast_is_discarded_and_still_loses_nothing(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.aws = True
+        counters = asked(tmp_path, 100, "--pace", "1000")
+    assert broker.discarded > 1 and counters["retried"] > 1, (broker.discarded, counters)
+
+
+def test_a_prediction_is_three_messages_and_by_basic_ingest_two(tmp_path):
+    for messages, arguments in ((3, ()), (2, ("--basic-ingest",))):
+        with StandIn(tmp_path / str(messages)) as broker:
+            asked(broker.folder, 50, "--pace", "1000", *arguments)
+        assert broker.metered == 2 + messages * 51, messages  # CONNECT, SUBSCRIBE, and the question for the model
+
+
+def test_a_rate_that_one_device_cannot_have_is_refused_with_the_next_step(tmp_path):
+    with StandIn(tmp_path) as broker:
+        for command in (["predict", "--device", "live", "--rate", "101", "--", *ROW], ["load", "--devices", "1", "--rate", "101"]):
+            done = subprocess.run([CLIENT, "--dir", tmp_path, *command], capture_output=True, text=True, timeout=30)
+            assert done.returncode == 1 and "discards" in done.stderr and "DEVICES=3" in done.stderr, done.stderr
+    assert broker.connections == 0
+
+
+def test_two_clients_under_one_id_both_say_so(tmp_path):
+    with StandIn(tmp_path) as broker:
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--rate", "15", "--csv", ROOT / "data/iris.csv"]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        clients = [subprocess.Popen(command, **pipes) for _ in range(2)]
+        ended = [(client.communicate(timeout=60)[1], client.returncode) for client in clients]
+    for said, code in ended:
+        assert code == 0 and said.count("another client connects as page-live") == 1, said
+        assert "make device NAME=" in said, said
+
+
+def test_a_question_that_failed_counts_with_its_deadline(tmp_path):
+    with StandIn(tmp_path) as broker:
+        (tmp_path / "live").rename(tmp_path / "load-1")
+        broker.answers = 10
+        load = ["load", "--devices", "1", "--rate", "20", "--seconds", "1", "--deadline", "2", "--json"]
+        done = subprocess.run([CLIENT, "--dir", tmp_path, *load], capture_output=True, text=True, timeout=30)
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["counters"]["answered"], result["counters"]["failed"]) == (1, 10, 10), done.stderr
+    for times in (result["ms"], result["ms_since_sent"]):
+        assert times["p50"] < 1000 and times["p90"] >= 2000, times
+
+
+# --- Ctrl-C, refusals -------------------------------------------------------------
 
 
 def test_a_second_ctrl_c_ends_what_is_open(tmp_path):
@@ -28,7 +136,7 @@ def test_a_second_ctrl_c_ends_what_is_open(tmp_path):
         broker.delay = 60
         command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--csv", ROOT / "data/iris.csv"]
         client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        wait_for(lambda: broker.arrived)
+        wait_for(lambda: broker.arrived == 16)
         client.send_signal(signal.SIGINT)
         said = client.stdout.readline()
         client.send_signal(signal.SIGINT)

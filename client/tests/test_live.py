@@ -50,7 +50,7 @@ class Server:
     """`client live`, on a free port."""
 
     def __init__(self, devices, device="live", **settings):
-        environment = {**os.environ, "LIVE_PORT": "0", "NO_BROWSER": "1", "RATE": "5", **settings}
+        environment = {**os.environ, "LIVE_PORT": "0", "NO_BROWSER": "1", "RATE": "5", "PACE": "1000", **settings}
         self.process = subprocess.Popen(
             [CLIENT, "--dir", devices, "live", "--device", device], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )

@@ -87,10 +87,11 @@ class Asker:
     """The client, in a process of its own: takes questions on its standard input, one line each, and says of each how
     it ended."""
 
-    def __init__(self, world, device="asker", port=None, deadline=15):
+    def __init__(self, world, device="asker", port=None, deadline=15, basic_ingest=False):
         self.rows, self.ends, self.counters = {}, {}, None
         command = [CLIENT, "--dir", world.devices, "predict", "--requests", "-", "--json", "--device", device]
         command += ["--port", str(port or world.cloud.mqtt), "--deadline", str(deadline)]
+        command += ["--basic-ingest"] * basic_ingest
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(command, **pipes, text=True)
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -186,10 +187,10 @@ class Case:
         self.count(asker.tally(), asker.counters)
 
     @contextmanager
-    def asking(self, full=120, rate=30, wire=False):
+    def asking(self, full=120, rate=30, wire=False, **settings):
         """Questions at a rate while something is broken; afterwards, each of them has a reply. So many in full size,
         and in any size enough to be asked before, meanwhile and after."""
-        with self.client(port=self.world.wire.port if wire else None, deadline=30) as asker:
+        with self.client(port=self.world.wire.port if wire else None, deadline=30, **settings) as asker:
             over = threading.Event()
             feed = threading.Thread(target=asker.ask_on, args=(size(30, full), rate, over), daemon=True)
             feed.start()

@@ -17,6 +17,12 @@ def test_nothing_is_broken(case):
     case.saw(f"asked again {asker.counters['retried']}")
 
 
+def test_basic_ingest_and_nothing_is_broken(case):
+    with case.asking(basic_ingest=True) as asker:
+        pass
+    case.saw(f"past the broker to the rule; asked again {asker.counters['retried']}")
+
+
 def back_again(case, end):
     with case.asking(200) as asker:
         end()
@@ -77,7 +83,7 @@ def test_second_client_with_the_same_id(case):
             with Device("asker", folder=case.world.devices / "asker") as twin:
                 twin.listening()
                 time.sleep(0.2)
-            time.sleep(0.7)
+            time.sleep(2.2)  # the client is back after a second or so, and stays for one
     case.saw(reconnected(asker, 3))
 
 
