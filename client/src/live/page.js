@@ -359,7 +359,8 @@ function build() {
       element("output", { for: `f${k}` }), input);
   }));
   $("classes").replaceChildren(...about.classes.map((name) => element("li", {}, shape(name), name)));
-  $("row-head").textContent = about.features.length <= 4 ? about.features.map(named).join(", ") : "Row, as the plane shows it";
+  const names = about.features.map(named).join(", ");
+  $("row-head").textContent = about.features.length > 4 ? "Row, as the plane shows it" : names.length > 80 ? "Row" : names;
   showLatest = place($("latest"), "None yet");
   showOwn = place($("own"), "Move the sliders and ask");
   for (const cells of rows) for (const cell of cells) cell.textContent = "–";
