@@ -82,7 +82,7 @@ def model_file(
     X, y : array-like of shape (n_samples, n_features) and (n_samples,)
         What it was fitted on: the ranges, the golden rows and the training numbers come from here.
     target : str, default=name of `y`, or "class"
-        What is predicted, such as "species": the name of the label in an answer.
+        What is predicted, such as "cultivar": the name of the label in an answer.
     features : sequence of str, default=the names it was fitted with, or "x0", "x1", …
         The fields of a request.
     units : mapping, sequence or str, default=""
@@ -103,17 +103,16 @@ def model_file(
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.datasets import load_wine
     >>> from sklearn.pipeline import make_pipeline
-    >>> iris = load_iris()
-    >>> pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(iris.data, iris.target)
-    >>> names = {"features": ["sepal_length", "sepal_width", "petal_length", "petal_width"],
-    ...          "target": "species", "classes": iris.target_names}
-    >>> model = model_file(pipeline, iris.data, iris.target, units="cm", **names)
+    >>> wine = load_wine()
+    >>> pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(wine.data, wine.target)
+    >>> names = {"target": "cultivar", "features": wine.feature_names, "classes": wine.target_names}
+    >>> model = model_file(pipeline, wine.data, wine.target, units={"alcohol": "%"}, **names)
     >>> model["features"][0]
-    {'name': 'sepal_length', 'unit': 'cm', 'min': 4.3, 'max': 7.9, 'accept': [0.7, 11.5]}
+    {'name': 'alcohol', 'unit': '%', 'min': 11.03, 'max': 14.83, 'accept': [7.23, 18.63]}
     >>> [np.shape(model[name]) for name in ("weights", "intercepts", "golden")]
-    [(3, 4), (3,), (4,)]
+    [(3, 13), (3,), (4,)]
     """
     (a, c, logistic), rows = _fold(estimator), _numbers(X)
     if rows.shape[1] != len(a):

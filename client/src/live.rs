@@ -4,7 +4,10 @@
 //! certificate and speaks no MQTT. What changes goes to the pages as server-sent events, what a page wants
 //! comes as a small POST.
 //!
-//! * [`asking`]: the run, the questions of the pages, and what became of each.
+//! * [`asking`]: the connection, and the questions of the pages.
+//! * [`rows`]: the model that answers, and the rows of the run.
+//! * [`pace`]: the run at its rate, the status, and which model answers.
+//! * [`told`]: what became of a question, in a page's words.
 //! * [`regions`]: what the model would say all over a plane of two features.
 //! * [`events`]: the stream to one page, and what it leaves out when there is more than a page can draw.
 //! * [`guard`]: who is let in.
@@ -12,7 +15,10 @@
 mod asking;
 mod events;
 mod guard;
+mod pace;
 mod regions;
+mod rows;
+mod told;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -38,8 +44,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::limits::Limits;
 use crate::predict::positive;
-use asking::{Asking, Run};
+use asking::Asking;
 use guard::{Guard, Refusal};
+use rows::Run;
 
 /// What `live` may be told.
 #[derive(Args)]
@@ -104,15 +111,15 @@ impl Live {
         asking.find_axes().await;
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(asking::run(Arc::clone(&asking)));
-        tasks.spawn(asking::report(Arc::clone(&asking)));
-        tasks.spawn(asking::keep(Arc::clone(&asking)));
+        tasks.spawn(pace::run(Arc::clone(&asking)));
+        tasks.spawn(pace::report(Arc::clone(&asking)));
+        tasks.spawn(pace::keep(Arc::clone(&asking)));
 
         let port = listener.local_addr()?.port();
         let (here, told) = addresses(&guard, port);
         let app =
             router(Arc::clone(&asking), guard).into_make_service_with_connect_info::<SocketAddr>();
-        let mut ending = asking.ending();
+        let mut ending = asking.over.subscribe();
         let mut served = std::pin::pin!(async {
             println!("{told}\n{told_run}");
             if !self.no_browser {
@@ -131,7 +138,7 @@ impl Live {
             stop = tokio::signal::ctrl_c() => stop.context("cannot wait for Ctrl-C")?,
             ended = &mut served => ended.context("the web server ended")?,
         }
-        asking.end();
+        asking.over.send_replace(true);
         let _ = timeout(GOODBYE, served).await;
         tasks.shutdown().await;
         let _ = timeout(GOODBYE, alone(&asking)).await;
@@ -258,7 +265,7 @@ async fn start_or_pause(
     if !peer.ip().is_loopback() {
         return Err(Refusal::NotAtTheMachine);
     }
-    asking.turn(on);
+    asking.on.send_replace(on);
     Ok(())
 }
 

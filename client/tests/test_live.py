@@ -28,7 +28,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from clients import CLIENT, LABEL, NAMES, REFERENCE, ROOT, ROW, expected
+from clients import CLIENT, LABEL, NAMES, REFERENCE, ROOT, ROW, TARGET, expected
 from local_cloud import local_cloud, size, wait_for
 from stand_in import StandIn
 
@@ -199,6 +199,7 @@ def driver():
 def page(driver):
     yield Page(driver)
     driver.get("about:blank")
+    driver.get_log("browser")  # what came late is not the next test's
 
 
 @pytest.fixture
@@ -268,8 +269,8 @@ def test_the_whole_way(device, page):
 def test_a_row_arrives_with_its_answer_probabilities_and_round_trip(server, page):
     page.open(server.url)
     wait_for(lambda: page.inked() > 50)
-    species = wait_for(lambda: page.text("#latest .said").removeprefix("None yet"))
-    assert species in CLASSES
+    label = wait_for(lambda: page.text("#latest .said").removeprefix("None yet"))
+    assert label in CLASSES
     assert re.search(r"\d+\.\d %", page.text("#latest .bars"))
     assert re.search(r"there and back, (as the data says|the data says)", page.text("#latest .why"))
     wait_for(lambda: int(page.text("#answered")) > 5)
@@ -337,19 +338,23 @@ def test_a_new_model_has_its_own_regions(stand_in, server, page):
     wait_for(lambda: "Model bbbbbbbb" in page.text("#regions"))
 
 
+LONG = "name" * 16  # as long as one may be, and nowhere to break it
+
+
 def any_model(features, classes, seed=14):
     """A model file's contents, with seeded random weights."""
     random = Random(seed)
-    names = [{"name": f"feature {k}" if k else "<b>markup</b> & more", "unit": "mm" if k % 2 else "", "min": 0.0,
+    odd = {0: "<b>markup</b> & more", 1: LONG}
+    names = [{"name": odd.get(k, f"feature {k}"), "unit": "mm" if k % 2 else "", "min": 0.0,
               "max": float(10 ** (k % 4)), "accept": [-1e3, 1e5]} for k in range(features)]  # fmt: skip
     weights = [[random.gauss(0, 8 / features**0.5) / feature["max"] for feature in names] for _ in range(classes)]
-    return {"target": "kind", "features": names, "classes": [f"class {k}" for k in range(classes)], "weights": weights,
+    return {"target": "kind", "features": names, "classes": [f"class {k}" for k in range(classes - 1)] + [LONG], "weights": weights,
             "intercepts": [-sum(w * f["max"] / 2 for w, f in zip(row, names)) for row in weights]}  # fmt: skip
 
 
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("features, classes", [(2, 2), (13, 3), (64, 10)])
+@pytest.mark.parametrize("features, classes", [(2, 2), (4, 3), (13, 3), (64, 10)])
 def test_any_model(tmp_path, page, features, classes, scheme, screen):
     with StandIn(tmp_path / "devices", any_model(features, classes)) as stand_in, Server(stand_in.folder, RATE="20") as server:
         page.open(server.url, screen, scheme)
@@ -363,10 +368,43 @@ def test_any_model(tmp_path, page, features, classes, scheme, screen):
         page.element("submit").click()
         wait_for(lambda: "there and back" in page.text("#own"))
         assert page.js("document.querySelectorAll('#own dt').length") == min(classes, 6)
+        legend = page.js("[...document.querySelectorAll('#classes svg')].map((svg) => svg.outerHTML)")
+        assert len(set(legend)) == classes  # colour and shape together are each class's own
         wait_for(lambda: int(page.text("#answered")) > 60, 30)
         page.picture(f"{features}-features-{screen}-{scheme}")
         assert page.js("document.documentElement.scrollWidth <= innerWidth")
         assert not page.complaints()
+
+
+def luminance(colour):
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
+
+
+def contrast(a, b):
+    """As WCAG 2.2 counts it, from 1 to 21."""
+    low, high = sorted([luminance(a), luminance(b)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_every_colour_has_the_contrast_of_wcag_aa(scheme):
+    """A mark on a region is told from it by its outline, of the text's colour: a region has at most 40 % of its class's."""
+    css = (ROOT / "client/src/live/page.css").read_text()
+    colours = dict(re.findall(r"--(\w[\w-]*): (#\w{6});", re.findall(r":root \{(.*?)\}", css, re.S)[scheme]))
+    card, text = colours["card"], colours["text"]
+    pairs = [("button", "button-text", 4.5)]
+    pairs += [(name, behind, 4.5) for name in ("text", "muted") for behind in ("card", "page")]
+    pairs += [(name, behind, 3) for name in [f"c{k}" for k in range(8)] for behind in ("card", "track")]
+    pairs += [(name, "page", 3) for name in ("good", "bad")]
+    found = {f"{a} on {b}": round(contrast(colours[a], colours[b]), 2) for a, b, least in pairs
+             if contrast(colours[a], colours[b]) < least}  # fmt: skip
+    for name in [f"c{k}" for k in range(8)]:
+        mixed = [round(0.4 * int(colours[name][at : at + 2], 16) + 0.6 * int(card[at : at + 2], 16)) for at in (1, 3, 5)]
+        if (seen := contrast(text, "#" + "".join(f"{part:02x}" for part in mixed))) < 3:
+            found[f"outline on the region of {name}"] = round(seen, 2)
+    assert not found
 
 
 def test_regions_follow_the_sliders_and_the_axes(tmp_path, page):
@@ -392,12 +430,12 @@ def test_regions_follow_the_sliders_and_the_axes(tmp_path, page):
 
 def test_another_model_rebuilds_the_page_without_a_reload(stand_in, server, page):
     page.open(server.url)
-    wait_for(lambda: page.text("#title") == "species, live")
+    wait_for(lambda: page.text("#title") == f"{TARGET}, live")
     page.js("window.same = true")
     stand_in.file, stand_in.model = any_model(13, 3), "c" * 64
     wait_for(lambda: page.text("#title") == "kind, live")
     wait_for(lambda: "Model cccccccc" in page.text("#regions"))
-    wait_for(lambda: page.text("#latest .said").startswith("class "))
+    wait_for(lambda: page.text("#latest .said") in stand_in.file["classes"])
     assert page.js("window.same") and page.js("document.querySelectorAll('#sliders input').length") == 13
     # A grid that was asked for while the model changed has no answer; the page asks anew.
     assert all("/regions" in text for text in page.complaints())

@@ -14,7 +14,7 @@ pub fn random_file(seed: u8) -> Value {
         "a b",
         "x\"y",
         "1",
-        "petal.length",
+        "leaf.length",
         "\u{1f338}",
         "Weight",
     ];

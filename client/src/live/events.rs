@@ -14,8 +14,10 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::asking::{Asking, Run, Shown};
+use super::asking::Asking;
 use super::guard::Refusal;
+use super::rows::Run;
+use super::told::Shown;
 
 /// Answers that arrive within this time of each other come in one message: two frames of a screen.
 const EVERY: Duration = Duration::from_millis(33);
@@ -43,11 +45,11 @@ pub fn stream(
     may_pause: bool,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let mut page = Page {
-        runs: asking.runs(),
+        runs: asking.run.subscribe(),
         may_pause,
-        answers: asking.answers(),
-        status: asking.status(),
-        over: asking.ending(),
+        answers: asking.answers.subscribe(),
+        status: asking.status.subscribe(),
+        over: asking.over.subscribe(),
         told: Instant::now(),
         _place: asking.page()?,
         asking,

@@ -1,6 +1,6 @@
 // What the server says goes in by `/events`; what is asked goes out by `/ask` and `/run`. Nothing else is loaded.
 
-const COLOURS = 8;  // and as many shapes; both begin anew after that
+const COLOURS = 8;  // and as many shapes, in other pairs each time the colours begin anew: 64 classes differ
 let about = { features: [], classes: [], axes: [0, 0], target: "" };
 const SPARK = 700;  // ms that an arrival is lit
 const ROWS = 8;
@@ -64,7 +64,7 @@ function drawSurface() {
   for (const v of ticksOf(across)) {
     context.fillText(number(v), margin.left + part(axes[0], v) * size.width, margin.top + size.height + 6);
   }
-  context.fillText(named(across), margin.left + size.width / 2, margin.top + size.height + 24);
+  context.fillText(fitting(context, named(across), size.width), margin.left + size.width / 2, margin.top + size.height + 24);
   context.textAlign = "right";
   context.textBaseline = "middle";
   for (const v of ticksOf(up)) context.fillText(number(v), margin.left - 8, margin.top + (1 - part(axes[1], v)) * size.height);
@@ -72,7 +72,7 @@ function drawSurface() {
   context.translate(8, margin.top + size.height / 2);
   context.rotate(-Math.PI / 2);
   context.textAlign = "center";
-  context.fillText(named(up), 0, 0);
+  context.fillText(fitting(context, named(up), size.height), 0, 0);
   context.restore();
 }
 
@@ -115,6 +115,13 @@ function tinted({ columns, rows, thousandths, classes }) {
   return canvas;
 }
 
+// The text, or as much of its beginning as fits.
+function fitting(context, text, width) {
+  let kept = text;
+  while (kept && context.measureText(kept === text ? text : `${kept}…`).width > width) kept = kept.slice(0, -1);
+  return kept === text ? text : `${kept}…`;
+}
+
 const hex = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
 // Corners of each shape around a circle of radius 1; the first one is that circle.
@@ -125,15 +132,21 @@ const polygon = (n, turn, inner = 1) => Array.from({ length: n }, (_, k) => {
 const SHAPES = [null, polygon(3, 0), polygon(4, 1 / 8), polygon(4, 0), polygon(3, 0.5), polygon(10, 0, 0.45),
   polygon(8, 0, 0.35), polygon(6, 0)];
 
+// Which shape a class has; below 0 for none.
+function form(label) {
+  const k = about.classes.indexOf(label);
+  return k < 0 ? k : (k + Math.floor(k / COLOURS)) % COLOURS;
+}
+
 function outline(context, label, px, py, r) {
   context.beginPath();
-  const k = about.classes.indexOf(label);
+  const k = form(label);
   if (k < 0) {
     context.moveTo(px - r, py - r), context.lineTo(px + r, py + r);
     context.moveTo(px + r, py - r), context.lineTo(px - r, py + r);
-  } else if (k % COLOURS === 0) context.arc(px, py, r, 0, 2 * Math.PI);
+  } else if (k === 0) context.arc(px, py, r, 0, 2 * Math.PI);
   else {
-    for (const [cx, cy] of SHAPES[k % COLOURS]) context.lineTo(px + cx * r, py + cy * r);
+    for (const [cx, cy] of SHAPES[k]) context.lineTo(px + cx * r, py + cy * r);
     context.closePath();
   }
 }
@@ -141,11 +154,11 @@ function outline(context, label, px, py, r) {
 function drawMark({ values, label, truth }) {
   const context = layers.ink, [px, py] = spot(values);
   outline(context, label, px, py, 5);
-  context.lineWidth = 1.5;
-  context.strokeStyle = label ? colours.card : colours.text;
+  context.lineWidth = label ? 1 : 1.5;
+  context.strokeStyle = colours.text;  // to be seen on any region
   context.fillStyle = label ? colour(label) : "transparent";
-  context.stroke();
   context.fill();
+  context.stroke();
   if (label && truth && label !== truth) {
     context.beginPath();
     context.arc(px, py, 9, 0, 2 * Math.PI);
@@ -237,14 +250,14 @@ function element(name, properties = {}, ...children) {
 const SVG = "http://www.w3.org/2000/svg";
 
 function shape(label) {
-  const index = about.classes.indexOf(label), k = index % COLOURS;
-  if (index < 0) return "";
+  const k = form(label);
+  if (k < 0) return "";
   const make = (name, attributes) => {
     const made = document.createElementNS(SVG, name);
     for (const [key, set] of Object.entries(attributes)) made.setAttribute(key, set);
     return made;
   };
-  const svg = make("svg", { class: `mark c${k}`, viewBox: "0 0 16 16", "aria-hidden": "true" });
+  const svg = make("svg", { class: `mark c${about.classes.indexOf(label) % COLOURS}`, viewBox: "0 0 16 16", "aria-hidden": "true" });
   svg.append(k ? make("polygon", { points: SHAPES[k].map(([cx, cy]) => `${8 + 5.5 * cx},${8 + 5.5 * cy}`).join(" ") })
     : make("circle", { cx: 8, cy: 8, r: 5.5 }));
   return svg;
@@ -346,7 +359,8 @@ function build() {
       element("output", { for: `f${k}` }), input);
   }));
   $("classes").replaceChildren(...about.classes.map((name) => element("li", {}, shape(name), name)));
-  $("row-head").textContent = about.features.length <= 4 ? about.features.map(named).join(", ") : "Row, as the plane shows it";
+  const names = about.features.map(named).join(", ");
+  $("row-head").textContent = about.features.length > 4 ? "Row, as the plane shows it" : names.length > 80 ? "Row" : names;
   showLatest = place($("latest"), "None yet");
   showOwn = place($("own"), "Move the sliders and ask");
   for (const cells of rows) for (const cell of cells) cell.textContent = "–";
@@ -413,7 +427,7 @@ on("status", (status) => {
   $("run").textContent = running ? "Pause the run" : "Start the run";
   const recent = ticks = ticks.filter(({ time }) => time > performance.now() - 2000);
   const [of, drawn] = ["of", "drawn"].map((key) => recent.reduce((sum, tick) => sum + tick[key], 0));
-  if (of) $("sampling").textContent = of === drawn ? "Showing every answer."
+  if (of) $("sampling").textContent = of === drawn ? "Showing every answer." : of < 1.05 * drawn ? "Showing nearly every answer."
     : `Showing 1 in ${(of / drawn).toFixed(1)} answers: more arrive than can be seen.`;
 });
 

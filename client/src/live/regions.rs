@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-use super::asking::{Asking, Run, slider};
+use super::asking::Asking;
 use super::guard::Refusal;
+use super::rows::{Run, slider};
 
 /// Grids that are asked for at once, of all pages together.
 pub const GRIDS: u16 = 4;
@@ -177,7 +178,7 @@ pub async fn grid(
     let (columns, lines) = size(per_request(&run.model));
     let points = points(&run.model, &row, [x, y], columns, lines);
     let answers = ask(asking, &run.model, &points).await.map_err(|e| {
-        asking.doubts();
+        asking.doubt.notify_one();
         Refusal::NoRegions(e.to_string())
     })?;
     let grid: Arc<str> = text(&run.model.model, columns, lines, &answers).into();

@@ -1,0 +1,109 @@
+//! What goes on beside the pages: the run at its rate, the status once a second, and which model answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+
+use super::asking::{Asking, RUN_OPEN};
+use super::regions;
+use super::rows::Run;
+
+/// A run that was held up makes up for this much of it, and lets the rest go.
+const CATCH_UP: Duration = Duration::from_millis(250);
+/// How often it is looked whether somebody looks.
+const NOBODY: Duration = Duration::from_millis(100);
+/// Between two looks at which model answers.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Have the model described anew when another one seems to answer.
+pub async fn keep(asking: Arc<Asking>) {
+    loop {
+        asking.doubt.notified().await;
+        if let Ok(model) = asking.client.describe().await {
+            let old = asking.current();
+            if old.model.model != model.model {
+                let same = (&old.model.features, &old.model.classes, &old.model.target)
+                    == (&model.features, &model.classes, &model.target);
+                let mut run = Run::new(model, &asking.csv, old.shape + u64::from(!same));
+                run.axes = if same {
+                    old.axes
+                } else {
+                    regions::axes(&asking, &run).await.unwrap_or(run.axes)
+                };
+                println!("{}", run.line());
+                asking.run.send_replace(Arc::new(run));
+            }
+        }
+        sleep(PATIENCE).await;
+    }
+}
+
+/// Ask about the rows, round and round and each time in another order, while the run is on and somebody looks: a
+/// forgotten terminal costs nothing.
+pub async fn run(asking: Arc<Asking>) {
+    let every = Duration::from_secs_f64(1.0 / asking.rate);
+    let room = Arc::new(Semaphore::new(RUN_OPEN.into()));
+    let mut on = asking.on.subscribe();
+    let mut open = JoinSet::new();
+    let mut due = tokio::time::Instant::now();
+    let (mut shape, mut order) = (u64::MAX, Vec::new());
+    loop {
+        if on.wait_for(|on| *on).await.is_err() {
+            return;
+        }
+        while asking.answers.receiver_count() == 0 {
+            sleep(NOBODY).await;
+        }
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        while open.try_join_next().is_some() {}
+        let now = tokio::time::Instant::now();
+        due = (due + every).max(now.checked_sub(CATCH_UP).unwrap_or(now));
+        sleep_until(due).await;
+        let run = asking.current();
+        if order.is_empty() || shape != run.shape {
+            // A file is often sorted by class.
+            shape = run.shape;
+            order = (0..run.rows.len()).collect();
+            fastrand::shuffle(&mut order);
+        }
+        let row = order.pop().unwrap_or(0);
+        let asking = Arc::clone(&asking);
+        open.spawn(async move {
+            if let Some((values, truth)) = run.rows.get(row) {
+                asking
+                    .ask_and_tell(&run, values, truth.as_deref(), false)
+                    .await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Say once a second how it goes, and at once when the run is started or paused.
+pub async fn report(asking: Arc<Asking>) {
+    let replies = || {
+        let counters = asking.client.counters();
+        counters.answered + counters.refused
+    };
+    let (mut before, mut since) = (replies(), Instant::now());
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut on = asking.on.subscribe();
+    let mut per_second = 0.0;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                let now = replies();
+                per_second = (now - before) as f64 / since.elapsed().as_secs_f64().max(1e-3);
+                (before, since) = (now, Instant::now());
+            }
+            // Whoever pressed the button sees it at once.
+            _ = on.changed() => {}
+        }
+        asking.status.send_replace(asking.status_text(per_second));
+    }
+}
