@@ -19,11 +19,9 @@ use crate::cloud::Cloud;
 use crate::function::{LIVE, call};
 use crate::stack;
 
-/// How long nobody else sees a message that we look at, in seconds. Each call begins with half of it left for itself,
-/// however long those of the same batch before it took.
-const OURS: i32 = 120;
-/// The most that a call may take: three times the function's own time-out.
-const CALL: Duration = Duration::from_secs(30);
+/// How long nobody else sees a message that we look at, in seconds. A call may take a quarter of it (the function's own
+/// time-out, three times), and begins with half of it left, however long those of the same batch before it took.
+pub const OURS: u16 = 120;
 /// The most that SQS hands out at once.
 const AT_ONCE: i32 = 10;
 /// The most that is listed; `redrive` takes all.
@@ -120,14 +118,14 @@ impl Queue {
         })
     }
 
-    /// Up to ten messages that nobody else sees for [`OURS`]; none when the queue is empty.
-    async fn next(&self) -> Result<Vec<Message>> {
+    /// Up to ten messages that nobody else sees for `ours` seconds; none when the queue is empty.
+    async fn next(&self, ours: u16) -> Result<Vec<Message>> {
         let got = self
             .sqs
             .receive_message()
             .queue_url(&self.url)
             .max_number_of_messages(AT_ONCE)
-            .visibility_timeout(OURS)
+            .visibility_timeout(ours.into())
             // Asks all of SQS's servers: without it some messages may not be found.
             .wait_time_seconds(1)
             .send()
@@ -144,7 +142,7 @@ impl Queue {
     }
 
     /// Let nobody else see these for so many seconds from now on.
-    async fn hide(&self, receipts: &[String], seconds: i32) -> Result<()> {
+    async fn hide(&self, receipts: &[String], seconds: u16) -> Result<()> {
         for ten in receipts.chunks(AT_ONCE as usize) {
             let mut hide = self
                 .sqs
@@ -154,7 +152,7 @@ impl Queue {
                 let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
                     .id(n.to_string())
                     .receipt_handle(receipt)
-                    .visibility_timeout(seconds)
+                    .visibility_timeout(seconds.into())
                     .build()?;
                 hide = hide.entries(entry);
             }
@@ -181,7 +179,7 @@ pub async fn list(cloud: &Cloud) -> Result<()> {
     let queue = Queue::of(cloud).await?;
     let mut receipts = Vec::new();
     while receipts.len() < LISTED {
-        let messages = queue.next().await?;
+        let messages = queue.next(OURS).await?;
         if messages.is_empty() {
             break;
         }
@@ -210,22 +208,23 @@ pub async fn list(cloud: &Cloud) -> Result<()> {
 ///
 /// # Errors
 /// When some fail again: they stay in the queue.
-pub async fn redrive(cloud: &Cloud) -> Result<()> {
+pub async fn redrive(cloud: &Cloud, ours: u16) -> Result<()> {
     let queue = Queue::of(cloud).await?;
+    let a_call = Duration::from_secs(ours.into()) / 4;
     let (mut answered, mut failed) = (0_usize, Vec::new());
     let mut seen = HashSet::new();
     'queue: loop {
-        let messages = queue.next().await?;
+        let messages = queue.next(ours).await?;
         if messages.is_empty() {
             break;
         }
         let mut held = Instant::now();
         for (n, message) in messages.iter().enumerate() {
-            if held.elapsed() + CALL * 2 > Duration::from_secs(OURS as u64) {
+            if held.elapsed() > a_call * 2 {
                 let rest = messages[n..].iter().filter_map(|m| m.receipt_handle());
                 let rest: Vec<_> = rest.map(str::to_owned).collect();
                 held = Instant::now();
-                queue.hide(&rest, OURS).await.context(
+                queue.hide(&rest, ours).await.context(
                     "could not keep the dead letters to ourselves: they are seen again in two minutes",
                 )?;
             }
@@ -238,9 +237,9 @@ pub async fn redrive(cloud: &Cloud) -> Result<()> {
             let again = match &letter.event {
                 Some(event) => {
                     let request = event.to_string();
-                    match tokio::time::timeout(CALL, call(cloud, LIVE, &request)).await {
+                    match tokio::time::timeout(a_call, call(cloud, LIVE, &request)).await {
                         Ok(answer) => answer.map(drop),
-                        Err(_) => Err(anyhow::anyhow!("no answer within {CALL:?}")),
+                        Err(_) => Err(anyhow::anyhow!("no answer within {a_call:?}")),
                     }
                 }
                 None => Err(anyhow::anyhow!(letter.reason.clone())),

@@ -135,7 +135,11 @@ enum Command {
     /// List the questions that failed three times
     Dlq,
     /// Ask them again
-    Redrive,
+    Redrive {
+        /// For how many seconds nobody else sees what is asked
+        #[arg(long, hide = true, default_value_t = dead_letters::OURS)]
+        ours: u16,
+    },
     /// Print the permissions that a person needs to deploy this stack, as an IAM policy
     Policy,
     /// Say what the stack costs, idle and in use
@@ -232,7 +236,7 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
             request_id,
         } => status::logs(&cloud, minutes, follow, request_id.as_deref()).await?,
         Command::Dlq => dead_letters::list(&cloud).await?,
-        Command::Redrive => dead_letters::redrive(&cloud).await?,
+        Command::Redrive { ours } => dead_letters::redrive(&cloud, ours).await?,
         Command::Policy => policy::print(&cloud)?,
         Command::Class { class, zip } => class::create(&cloud, &class, &zip).await?,
         Command::ClassDestroy { class } => class::destroy(&cloud, &class).await?,

@@ -46,6 +46,7 @@ class Aws:
         self.stacks, self.sets, self.things, self.certificates = [], {}, {}, {}
         self.calls, self.before, self.refuse = [], {}, {}
         self.delete_fails = self.continue_fails = None
+        self.letters, self.asked, self.call_takes = {}, [], 0
         aws = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,6 +54,10 @@ class Aws:
 
             def answer(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(errors="replace")
+                if target := self.headers.get("x-amz-target"):
+                    return self.say(json.dumps(aws.sqs(target.rpartition(".")[2], json.loads(body))))
+                if self.path.endswith("/invocations?Qualifier=live"):
+                    return self.say(json.dumps(aws.invoke(json.loads(body))))
                 query = self.command == "POST" and self.path == "/"
                 try:
                     status, reply, code = 200, (aws.query if query else aws.rest)(self, body), None
@@ -62,6 +67,9 @@ class Aws:
                     status, code = e.status, e.code
                     json_api = self.path.startswith(("/things", "/cert", "/keys", "/attached", "/target", "/2015"))
                     reply = json.dumps({"message": e.message}) if json_api else xmls
+                self.say(reply, status, code)
+
+            def say(self, reply, status=200, code=None):
                 reply = reply.encode()
                 self.send_response(status)
                 if code:
@@ -191,6 +199,29 @@ class Aws:
         if self.continue_fails:
             self.event(stack, *self.continue_fails)
         stack["script"] = ["UPDATE_ROLLBACK_IN_PROGRESS", state]
+        return {}
+
+    # --- dead letters: {id: until when nobody else sees it}
+
+    def sqs(self, action, asked):
+        now = time.monotonic()
+        if action == "ReceiveMessage":
+            seen = [id for id, until in self.letters.items() if until < now][:10]
+            self.letters |= dict.fromkeys(seen, now + asked["VisibilityTimeout"])
+            body = [json.dumps({"requestPayload": {"id": id}}) for id in seen]
+            return {"Messages": [{"MessageId": id, "ReceiptHandle": id, "Body": each} for id, each in zip(seen, body)]}
+        if action == "ChangeMessageVisibilityBatch":
+            for each in asked["Entries"]:
+                self.letters[each["ReceiptHandle"]] = now + each["VisibilityTimeout"]
+            return {"Successful": [], "Failed": []}
+        assert action == "DeleteMessage"
+        self.letters.pop(asked["ReceiptHandle"])
+        return {}
+
+    def invoke(self, event):
+        began = time.monotonic()
+        time.sleep(self.call_takes)
+        self.asked.append((event["id"], self.letters[event["id"]] - began))
         return {}
 
     # --- things and certificates
@@ -579,3 +610,16 @@ def test_ctrl_c_between_two_devices_stops_and_the_same_command_goes_on(aws, depl
     assert 3 <= made < 900 and all(each["policies"] and each["things"] for each in aws.certificates.values())
     code, said = deployer("device", "load", "--count", made + 2, "--dir", deployer.devices)
     assert code == 0 and f"{made + 2} devices, 2 of them new" in said
+
+
+# --- dead letters -----------------------------------------------------------
+
+
+def test_a_dead_letter_is_nobody_elses_as_long_as_it_is_asked_again(aws, deployer):
+    """Ten calls together take longer than SQS was asked to hide them for."""
+    aws.stack("CREATE_COMPLETE")["outputs"] = {"DeadLettersUrl": f"{aws.url}/1/del-dead-letters"}
+    aws.letters, aws.call_takes = {f"m{n}": 0 for n in range(10)}, 0.5
+    code, said = deployer("redrive", "--ours", 4)
+    assert code == 0 and "10 dead letters asked again and answered" in said and not aws.letters, said
+    assert [id for id, _ in aws.asked] == [f"m{n}" for n in range(10)]
+    assert min(left for _, left in aws.asked) > 1  # the most that a call may take
