@@ -32,6 +32,8 @@ NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
 WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
 DEPLOY      := target/notebook/deploy
 CLIENT      := target/notebook/client
+# Where the stack's devices lie: for each target, account and region in another place.
+DIR         = DEVICES_DIR="$$($(DEPLOY) device-dir)"
 ZIP         := target/lambda/$(TARGET)/iris_fn.zip
 # The build lands where the recipes look for it, whatever your own settings say.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
@@ -141,6 +143,11 @@ rollback: $(CLOUD) ## Back to the version before: make rollback, or WHAT=model, 
 device: $(CLOUD) ## Make a device with a certificate of its own: make device NAME=lily
 	@$(DEPLOY) device "$$NAME"
 
+# Whatever set-up prints is not the folder.
+device-dir: ## Print the folder of a device and nothing else: make -s device-dir NAME=lily
+	@$(MAKE) $(CLOUD) >&2
+	@$(DEPLOY) device-dir "$$NAME"
+
 dlq: $(CLOUD) ## List the questions that failed three times
 	@$(DEPLOY) dlq
 
@@ -175,15 +182,15 @@ destroy: $(CLOUD) ## Delete everything that carries the stack's name
 ##@ Asking
 predict: $(CLOUD) ## Ask about a row, ROW='5.1 3.5 1.4 0.2' in the model's order, or a file, CSV=data/iris.csv RATE=20
 	@$(DEPLOY) device terminal >&2
-	@set -f; $(CLIENT) predict $${RATE:+--rate "$$RATE"} $${CSV:+--csv "$$CSV"} -- $$ROW
+	@set -f; $(DIR) $(CLIENT) predict $${RATE:+--rate "$$RATE"} $${CSV:+--csv "$$CSV"} -- $$ROW
 
 load: $(CLOUD) ## Ask at a steady rate from many devices: make load RATE=50 SECONDS=10 DEVICES=5
 	@$(DEPLOY) device load --count "$${DEVICES:-5}" >&2
-	@$(CLIENT) load
+	@$(DIR) $(CLIENT) load
 
 live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20; ROOM=1 lets the room in
 	@$(DEPLOY) device live >&2
-	@$(CLIENT) live
+	@$(DIR) $(CLIENT) live
 
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
@@ -225,4 +232,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device status invoke logs tail policy cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

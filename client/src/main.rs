@@ -16,8 +16,13 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// Folder that `make device` writes devices into
-    #[arg(long, default_value = "target/devices", global = true)]
+    /// Folder that `make device` writes the stack's devices into; `make` sets it to what `make device-dir` prints
+    #[arg(
+        long,
+        env = "DEVICES_DIR",
+        default_value = "target/devices",
+        global = true
+    )]
     dir: PathBuf,
     #[command(subcommand)]
     command: Command,

@@ -21,6 +21,7 @@ use zip::{DateTime, ZipWriter};
 use crate::cloud::{Cloud, StackName, Target};
 use crate::device::{private_folder, write_private};
 use crate::models::{self, PUBLISH_ONE};
+use crate::ours;
 use crate::stack::{self, count};
 
 /// The device that each archive holds; notebook 4 asks with this one.
@@ -35,15 +36,46 @@ pub struct Members {
     /// How many stacks: <STACK>01, <STACK>02, …
     #[arg(long, env = "N", default_value_t = 30)]
     n: usize,
-    /// Folder that receives <stack>.zip for each, and logs
-    #[arg(long, default_value = "target/class")]
-    dir: PathBuf,
+    /// Folder that receives <stack>.zip for each, and logs, instead of the class's own
+    #[arg(long)]
+    dir: Option<PathBuf>,
     /// How many are made or deleted at once
     #[arg(long, env = "JOBS", default_value_t = 6)]
     jobs: usize,
 }
 
+/// The file that says of which class in which account a folder is.
+const MARK: &str = "class.json";
+
 impl Members {
+    /// The class's folder.
+    ///
+    /// # Errors
+    /// When what is there is not of this class, on this target, in this account and region.
+    fn folder(&self, cloud: &Cloud) -> Result<PathBuf> {
+        let dir = self.dir.clone().unwrap_or_else(|| cloud.folder("class"));
+        ensure!(
+            ours::file(cloud, &dir.join(MARK))
+                || fs::read_dir(&dir).map_or(true, |mut files| files.next().is_none()),
+            "folder {} is not that of class {} in account {}, region {}, TARGET={}: it may hold another class's only \
+             keys and is left alone; move it away, or give the right TARGET and STACK",
+            dir.display(),
+            cloud.stack,
+            cloud.account,
+            cloud.region,
+            cloud.target.name()
+        );
+        Ok(dir)
+    }
+
+    /// The same, made unless it is there.
+    fn make_folder(&self, cloud: &Cloud) -> Result<PathBuf> {
+        let dir = self.folder(cloud)?;
+        private_folder(&dir)?;
+        write_private(&dir.join(MARK), format!("{:#}\n", ours::mark(cloud)))?;
+        Ok(dir)
+    }
+
     fn stacks(&self, cloud: &Cloud) -> Result<Vec<StackName>> {
         ensure!(
             (1..=MOST).contains(&self.n),
@@ -72,10 +104,12 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
             cloud.stack
         )
     })?;
+    class.folder(cloud)?;
     // Another person's stack of that name is not ours to change, or to delete with the class later.
     for name in &stacks {
         let member = cloud.member(name.clone());
         if let Some(there) = stack::describe(&member).await? {
+            ours::stack(&member, &there)?;
             ensure!(
                 stack::class_of(&there) == member.class.as_deref(),
                 "stack {name} is there already and not of this class: choose another STACK"
@@ -86,13 +120,13 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         "Make {} with a function and a device each",
         count(stacks.len(), "stack")
     ))?;
-    private_folder(&class.dir)?;
-    let file = class.dir.join("model.json");
+    let folder = class.make_folder(cloud)?;
+    let file = folder.join("model.json");
     fs::write(&file, model.bytes).with_context(|| format!("cannot write {}", file.display()))?;
 
     let (all, code, model) = (stacks.len(), Arc::new(code.to_owned()), Arc::new(file));
     let work = stacks.into_iter().map(|name| {
-        let (member, dir) = (cloud.member(name), class.dir.clone());
+        let (member, dir) = (cloud.member(name), folder.clone());
         let (code, model) = (Arc::clone(&code), Arc::clone(&model));
         async move {
             let stack = member.stack.to_string();
@@ -159,7 +193,8 @@ fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
         .last_modified_time(DateTime::default())
         .unix_permissions(0o600);
     for name in ["cert.pem", "key.pem", "ca.pem", "endpoint.json"] {
-        zip.start_file(format!("target/devices/{DEVICE}/{name}"), options)?;
+        let path = cloud.folder("devices").join(DEVICE).join(name);
+        zip.start_file_from_path(path, options)?;
         let file = device.join(name);
         zip.write_all(
             &fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?,
@@ -181,8 +216,9 @@ fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
 
 /// Delete every stack of the class, also those whose making was broken off.
 pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
+    let folder = class.folder(cloud)?;
     let members = stack::of_class(cloud).await?;
-    if members.is_empty() && !class.dir.exists() {
+    if members.is_empty() && !folder.exists() {
         println!("nothing of class {} is there", cloud.stack);
         return Ok(());
     }
@@ -190,14 +226,14 @@ pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
     for name in &members {
         println!("  stack {name}");
     }
-    println!("  folder {}", class.dir.display());
+    println!("  folder {}", folder.display());
     cloud.confirm(&format!("Delete {}", count(members.len(), "stack")))?;
     if !members.is_empty() {
-        private_folder(&class.dir)?;
+        class.make_folder(cloud)?;
     }
     let all = members.len();
     let work = members.into_iter().map(|name| {
-        let (member, dir) = (cloud.member(name), class.dir.clone());
+        let (member, dir) = (cloud.member(name), folder.clone());
         async move {
             let stack = member.stack.to_string();
             let log = dir.join(format!("{stack}.log"));
@@ -220,9 +256,10 @@ pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
         "{} left: run `make class-destroy` again",
         count(left.len(), "stack")
     );
-    if class.dir.exists() {
-        fs::remove_dir_all(&class.dir)
-            .with_context(|| format!("cannot delete {}", class.dir.display()))?;
+    // Looked at again, as everything that is deleted.
+    if class.folder(cloud)?.exists() {
+        fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot delete {}", folder.display()))?;
     }
     println!("nothing of class {} is left", cloud.stack);
     Ok(())

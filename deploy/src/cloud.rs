@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +22,16 @@ pub enum Target {
     Local,
     /// A real account, by the standard AWS credential chain
     Aws,
+}
+
+impl Target {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Aws => "aws",
+        }
+    }
 }
 
 /// Processor of the function, as Lambda names it.
@@ -197,6 +208,14 @@ impl Cloud {
         }
     }
 
+    /// `target/<what>/<target>/<account>-<region>/<STACK>`: what is kept on this machine for a stack never meets what
+    /// is kept for one of the same name elsewhere.
+    pub fn folder(&self, what: &str) -> PathBuf {
+        let place = format!("{}-{}", self.account, self.region);
+        let folder = Path::new("target").join(what).join(self.target.name());
+        folder.join(place).join(self.stack.to_string())
+    }
+
     /// `<STACK>-<account>-<region>`
     pub fn bucket(&self) -> String {
         format!("{}-{}-{}", self.stack, self.account, self.region)
@@ -230,6 +249,8 @@ impl Cloud {
             let page = s3
                 .list_object_versions()
                 .bucket(&bucket)
+                // Bucket names are the whole world's: one of somebody else is refused.
+                .expected_bucket_owner(&self.account)
                 .prefix(prefix)
                 .set_key_marker(next_key)
                 .set_version_id_marker(next_version)

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use aws_sdk_sqs::Client;
@@ -18,8 +19,9 @@ use crate::cloud::Cloud;
 use crate::function::{LIVE, call};
 use crate::stack;
 
-/// How long nobody else sees a message that we look at, in seconds: longer than a call may take.
-const OURS: i32 = 60;
+/// How long nobody else sees a message that we look at, in seconds. A call may take a quarter of it (the function's own
+/// time-out, three times), and begins with half of it left, however long those of the same batch before it took.
+pub const OURS: u16 = 120;
 /// The most that SQS hands out at once.
 const AT_ONCE: i32 = 10;
 /// The most that is listed; `redrive` takes all.
@@ -116,14 +118,14 @@ impl Queue {
         })
     }
 
-    /// Up to ten messages that nobody else sees for a minute; none when the queue is empty.
-    async fn next(&self) -> Result<Vec<Message>> {
+    /// Up to ten messages that nobody else sees for `ours` seconds; none when the queue is empty.
+    async fn next(&self, ours: u16) -> Result<Vec<Message>> {
         let got = self
             .sqs
             .receive_message()
             .queue_url(&self.url)
             .max_number_of_messages(AT_ONCE)
-            .visibility_timeout(OURS)
+            .visibility_timeout(ours.into())
             // Asks all of SQS's servers: without it some messages may not be found.
             .wait_time_seconds(1)
             .send()
@@ -134,8 +136,15 @@ impl Queue {
 
     /// Let others see these again.
     async fn put_back(&self, receipts: &[String]) -> Result<()> {
+        self.hide(receipts, 0)
+            .await
+            .context("could not put the dead letters back; they are seen again in two minutes")
+    }
+
+    /// Let nobody else see these for so many seconds from now on.
+    async fn hide(&self, receipts: &[String], seconds: u16) -> Result<()> {
         for ten in receipts.chunks(AT_ONCE as usize) {
-            let mut put_back = self
+            let mut hide = self
                 .sqs
                 .change_message_visibility_batch()
                 .queue_url(&self.url);
@@ -143,14 +152,11 @@ impl Queue {
                 let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
                     .id(n.to_string())
                     .receipt_handle(receipt)
-                    .visibility_timeout(0)
+                    .visibility_timeout(seconds.into())
                     .build()?;
-                put_back = put_back.entries(entry);
+                hide = hide.entries(entry);
             }
-            put_back
-                .send()
-                .await
-                .context("could not put the dead letters back; they are seen again in a minute")?;
+            hide.send().await?;
         }
         Ok(())
     }
@@ -173,7 +179,7 @@ pub async fn list(cloud: &Cloud) -> Result<()> {
     let queue = Queue::of(cloud).await?;
     let mut receipts = Vec::new();
     while receipts.len() < LISTED {
-        let messages = queue.next().await?;
+        let messages = queue.next(OURS).await?;
         if messages.is_empty() {
             break;
         }
@@ -202,24 +208,40 @@ pub async fn list(cloud: &Cloud) -> Result<()> {
 ///
 /// # Errors
 /// When some fail again: they stay in the queue.
-pub async fn redrive(cloud: &Cloud) -> Result<()> {
+pub async fn redrive(cloud: &Cloud, ours: u16) -> Result<()> {
     let queue = Queue::of(cloud).await?;
+    let a_call = Duration::from_secs(ours.into()) / 4;
     let (mut answered, mut failed) = (0_usize, Vec::new());
     let mut seen = HashSet::new();
     'queue: loop {
-        let messages = queue.next().await?;
+        let messages = queue.next(ours).await?;
         if messages.is_empty() {
             break;
         }
-        for message in &messages {
+        let mut held = Instant::now();
+        for (n, message) in messages.iter().enumerate() {
+            if held.elapsed() > a_call * 2 {
+                let rest = messages[n..].iter().filter_map(|m| m.receipt_handle());
+                let rest: Vec<_> = rest.map(str::to_owned).collect();
+                held = Instant::now();
+                queue.hide(&rest, ours).await.context(
+                    "could not keep the dead letters to ourselves: they are seen again in two minutes",
+                )?;
+            }
             let letter = DeadLetter::read(message);
-            // One that failed a minute ago and is seen again: all others have had their turn.
+            // One that failed before and is seen again: all others have had their turn.
             if !seen.insert(message.message_id().unwrap_or_default().to_owned()) {
                 failed.push(letter.receipt);
                 break 'queue;
             }
             let again = match &letter.event {
-                Some(event) => call(cloud, LIVE, &event.to_string()).await.map(drop),
+                Some(event) => {
+                    let request = event.to_string();
+                    match tokio::time::timeout(a_call, call(cloud, LIVE, &request)).await {
+                        Ok(answer) => answer.map(drop),
+                        Err(_) => Err(anyhow::anyhow!("no answer within {a_call:?}")),
+                    }
+                }
                 None => Err(anyhow::anyhow!(letter.reason.clone())),
             };
             match again {

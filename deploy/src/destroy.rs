@@ -1,24 +1,27 @@
 //! Everything that carries the stack's name, taken away again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use aws_sdk_cloudformation::types::Stack;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 
 use crate::cloud::Cloud;
-use crate::device::{self, STACK_ATTRIBUTE};
+use crate::device;
+use crate::ours;
 use crate::stack;
 
 /// List what will be deleted, ask, delete it, and check that nothing is left.
 ///
 /// `port` is that of MQTT: it tells one local cloud's device folders from another's.
 pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
+    let found = stack::to_delete(cloud).await?;
     let things = things(cloud).await?;
-    let objects = objects(cloud).await?;
+    let objects = objects(cloud, found.as_ref()).await?;
     let folders = device_folders(cloud, devices, port);
-    let found = stack::describe(cloud).await?;
     if things.is_empty() && objects.is_none() && folders.is_empty() && found.is_none() {
         println!("nothing of stack {} is there", cloud.stack);
         return Ok(());
@@ -48,35 +51,38 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
     }
     cloud.confirm("Delete all of this")?;
 
+    // While the question waited, another terminal may have made another stack of this name.
+    let again = stack::to_delete(cloud).await?;
+    ensure!(
+        again.as_ref().and_then(Stack::stack_id) == found.as_ref().and_then(Stack::stack_id),
+        "stack {} is not the one that was listed any more (another terminal?): nothing was deleted, look with `make status`",
+        cloud.stack
+    );
     // Devices first: a stack cannot be deleted while its device policy hangs on a certificate.
-    let iot = cloud.iot();
-    for thing in &things {
-        device::remove_certificates(&iot, thing).await?;
-        device::patiently(&format!("thing {thing}"), || iot.delete_thing(thing)).await?;
+    let names = folders.iter().filter_map(|folder| folder.file_name());
+    let names = names.map(|name| format!("{}-{}", cloud.stack, name.to_string_lossy()));
+    for device in things.into_iter().chain(names).collect::<BTreeSet<_>>() {
+        device::remove(cloud, devices, port, &device).await?;
     }
+    // Only when it is empty.
+    fs::remove_dir(devices).ok();
     if let Some(objects) = objects {
         empty(cloud, objects).await?;
     }
-    stack::delete(cloud).await?;
+    if let Some(found) = &found {
+        stack::delete(cloud, found).await?;
+    }
     // Normally gone with the stack; a bucket that a half-made stack left behind is not.
-    if self::objects(cloud).await?.is_some() {
-        match cloud
-            .s3()
-            .delete_bucket()
-            .bucket(cloud.bucket())
-            .send()
-            .await
-        {
+    if self::objects(cloud, found.as_ref()).await?.is_some() {
+        let bucket = cloud.s3().delete_bucket().bucket(cloud.bucket());
+        let owner = bucket.expected_bucket_owner(&cloud.account);
+        match owner.send().await {
             // It was gone, and the list of its objects did not know yet.
             Err(e) if e.code() == Some("NoSuchBucket") => {}
             deleted => {
                 deleted.context("could not delete the bucket")?;
             }
         }
-    }
-    for folder in folders {
-        fs::remove_dir_all(&folder)
-            .with_context(|| format!("cannot delete {}", folder.display()))?;
     }
 
     let left = self::things(cloud).await?;
@@ -86,7 +92,7 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
         left.join(", ")
     );
     ensure!(
-        self::objects(cloud).await?.is_none(),
+        self::objects(cloud, found.as_ref()).await?.is_none(),
         "bucket {} is left: run `make destroy` again",
         cloud.bucket()
     );
@@ -96,15 +102,25 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
 
 /// Names of the stack's things.
 pub async fn things(cloud: &Cloud) -> Result<Vec<String>> {
-    let things = cloud
-        .iot()
-        .things(STACK_ATTRIBUTE, &cloud.stack.to_string())
-        .await;
-    things.context("could not list the devices")
+    let (iot, stack) = (cloud.iot(), cloud.stack.to_string());
+    let things = iot.things(ours::STACK, &stack).await;
+    let things = things.context("could not list the devices")?;
+    let ours = things
+        .into_iter()
+        .filter(|(name, attributes)| ours::thing(cloud, name, attributes));
+    Ok(ours.map(|(name, _)| name).collect())
 }
 
-/// Every object version and delete marker with its size; `None` when there is no bucket.
-async fn objects(cloud: &Cloud) -> Result<Option<Vec<(ObjectIdentifier, i64)>>> {
+/// Every object version and delete marker with its size; `None` when there is no bucket that is ours: by the stack
+/// that has it, or by its tags where a stack has left it behind.
+async fn objects(
+    cloud: &Cloud,
+    stack: Option<&Stack>,
+) -> Result<Option<Vec<(ObjectIdentifier, i64)>>> {
+    let of_stack = stack.and_then(|s| stack::output(s, "BucketName")) == Some(&cloud.bucket());
+    if !of_stack && !has_our_tags(cloud).await? {
+        return Ok(None);
+    }
     let Some((versions, markers)) = cloud.object_versions("").await? else {
         return Ok(None);
     };
@@ -122,6 +138,16 @@ async fn objects(cloud: &Cloud) -> Result<Option<Vec<(ObjectIdentifier, i64)>>> 
     Ok(Some(objects))
 }
 
+async fn has_our_tags(cloud: &Cloud) -> Result<bool> {
+    let bucket = cloud.bucket();
+    let tags = cloud.s3().get_bucket_tagging().bucket(&bucket);
+    match tags.expected_bucket_owner(&cloud.account).send().await {
+        Ok(tags) => Ok(ours::bucket(cloud, tags.tag_set())),
+        Err(e) if matches!(e.code(), Some("NoSuchBucket" | "NoSuchTagSet")) => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("could not look whose bucket {bucket} is")),
+    }
+}
+
 /// Delete object versions, a thousand a call as S3 allows.
 async fn empty(cloud: &Cloud, objects: Vec<(ObjectIdentifier, i64)>) -> Result<()> {
     let (s3, bucket) = (cloud.s3(), cloud.bucket());
@@ -134,6 +160,7 @@ async fn empty(cloud: &Cloud, objects: Vec<(ObjectIdentifier, i64)>) -> Result<(
         let reply = s3
             .delete_objects()
             .bucket(&bucket)
+            .expected_bucket_owner(&cloud.account)
             .delete(delete)
             .send()
             .await

@@ -1,18 +1,21 @@
 //! A device's identity: a thing, a certificate with its private key, and the stack's device policy.
 
 use std::fs;
+use std::future::poll_fn;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cloud::{Cloud, Target};
 use crate::iot::Iot;
+use crate::ours;
 use crate::rest::CallError;
 
 /// AWS IoT's own port of MQTT over TLS.
@@ -26,8 +29,11 @@ const LOCAL_HOST: &str = "127.0.0.1";
 const ACTIVE: &str = "ACTIVE";
 /// How long AWS may take to let go of a certificate.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The thing attribute by which `destroy` finds the stack's devices.
-pub const STACK_ATTRIBUTE: &str = "stack";
+/// What a device is, and where it connects to; also by which `destroy` knows a folder.
+const ENDPOINT: &str = "endpoint.json";
+/// The field of [`ENDPOINT`] that holds the id of the certificate, from the moment in which there is one until it is
+/// gone: also where an interruption left it attached to nothing.
+const CERTIFICATE: &str = "certificate_id";
 
 /// A device's name within its stack.
 #[derive(Debug, Clone)]
@@ -43,6 +49,11 @@ impl DeviceName {
                     .map_err(anyhow::Error::msg)
             })
             .collect()
+    }
+
+    /// Its folder among the stack's.
+    pub fn folder(&self, devices: &Path) -> PathBuf {
+        devices.join(&self.0)
     }
 
     /// The thing's name is the MQTT client id, of which an account has only one: so it is prefixed.
@@ -99,8 +110,8 @@ pub async fn create(cloud: &Cloud, name: &DeviceName, dir: &Path, port: u16) -> 
     let client_id = name.client_id(cloud);
     cloud.confirm(&format!("Make device {client_id} with a certificate"))?;
     let broker = Broker::of(cloud, port).await?;
-    let dir = dir.join(&name.0);
-    let done = if ensure(cloud, &client_id, &dir, &broker).await? {
+    let dir = name.folder(dir);
+    let done = if make(cloud, &client_id, &dir, &broker).await? {
         "created"
     } else {
         "is there"
@@ -113,9 +124,17 @@ pub async fn create(cloud: &Cloud, name: &DeviceName, dir: &Path, port: u16) -> 
 pub async fn create_all(cloud: &Cloud, names: &[DeviceName], dir: &Path, port: u16) -> Result<()> {
     cloud.confirm(&format!("Make {} devices with certificates", names.len()))?;
     let broker = Broker::of(cloud, port).await?;
+    // Each device is made to its end: a certificate that is not attached yet is hard to find again.
+    let mut ctrl_c = signal(SignalKind::interrupt())?;
     let (mut created, mut said) = (0, Instant::now());
     for (n, name) in names.iter().enumerate() {
-        let made = ensure(cloud, &name.client_id(cloud), &dir.join(&name.0), &broker).await?;
+        let stop = poll_fn(|context| Poll::Ready(ctrl_c.poll_recv(context).is_ready())).await;
+        ensure!(
+            !stop,
+            "stopped after {n} of {} devices: the same command goes on, `make destroy` takes them away",
+            names.len()
+        );
+        let made = make(cloud, &name.client_id(cloud), &name.folder(dir), &broker).await?;
         created += usize::from(made);
         if said.elapsed() > Duration::from_secs(2) {
             said = Instant::now();
@@ -131,33 +150,49 @@ pub async fn create_all(cloud: &Cloud, names: &[DeviceName], dir: &Path, port: u
 }
 
 /// Make a device unless it is there; whether it was made.
-async fn ensure(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Result<bool> {
+async fn make(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Result<bool> {
     let iot = cloud.iot();
-    if dir.join("endpoint.json").exists() && !belongs(cloud, dir, None) {
+    if dir.join(ENDPOINT).exists() && !belongs(cloud, dir, None) {
         bail!(
-            "{} belongs to another stack or cloud: choose another NAME, or delete the folder",
+            "{} belongs to another stack, account or region: choose another NAME, or delete the folder",
             dir.display()
         );
     }
-    let attributes = json!({STACK_ATTRIBUTE: cloud.stack.to_string()});
-    iot.create_thing(client_id, attributes).await.with_context(|| {
-        format!("could not create thing {client_id} (one with other attributes exists? `make destroy` removes it)")
+    let made = iot.create_thing(client_id, ours::attributes(cloud)).await;
+    made.with_context(|| {
+        format!("could not create thing {client_id} (one with other attributes is not ours: choose another NAME)")
     })?;
 
     let known = holds_active_certificate(&iot, client_id, dir).await?;
     private_folder(dir)?;
     // First, so that `destroy` knows the folder whatever happens next.
     let Broker { host, port, ca } = broker;
-    let endpoint = json!({"host": host, "port": port, "client_id": client_id, "stack": cloud.stack.to_string()});
-    write_private(&dir.join("endpoint.json"), format!("{endpoint:#}\n"))?;
+    let mut endpoint = ours::mark(cloud);
+    endpoint["host"] = json!(host);
+    endpoint["port"] = json!(port);
+    endpoint["client_id"] = json!(client_id);
+    let recorded = recorded(dir);
+    endpoint[CERTIFICATE] = json!(recorded);
+    write_endpoint(dir, &endpoint)?;
     write_private(&dir.join("ca.pem"), ca)?;
     if !known {
-        remove_certificates(&iot, client_id).await?;
-        // From here on a Ctrl-C waits: a certificate that is not attached yet would never be found again.
+        remove_certificates(cloud, &iot, client_id, recorded.into_iter().collect()).await?;
+        // From here on a Ctrl-C waits: a certificate that is not attached yet is hard to find again.
         let _ctrl_c = signal(SignalKind::interrupt())?;
-        new_certificate(cloud, &iot, client_id, dir).await?;
+        new_certificate(cloud, &iot, client_id, dir, endpoint).await?;
     }
     Ok(!known)
+}
+
+/// The id of the certificate that a device's folder knows of.
+fn recorded(dir: &Path) -> Option<String> {
+    let text = fs::read_to_string(dir.join(ENDPOINT)).ok()?;
+    let endpoint: Value = serde_json::from_str(&text).ok()?;
+    endpoint[CERTIFICATE].as_str().map(str::to_owned)
+}
+
+fn write_endpoint(dir: &Path, endpoint: &Value) -> Result<()> {
+    write_private(&dir.join(ENDPOINT), format!("{endpoint:#}\n"))
 }
 
 /// Whether the certificate in `dir` is the thing's own and active.
@@ -172,7 +207,7 @@ async fn holds_active_certificate(iot: &Iot<'_>, thing: &str, dir: &Path) -> Res
         let found = iot.certificate(&id).await;
         let found =
             found.with_context(|| format!("could not look at the certificate of {thing}"))?;
-        if found.status == ACTIVE && found.certificate_pem.trim() == pem.trim() {
+        if found.is_some_and(|c| c.status == ACTIVE && c.certificate_pem.trim() == pem.trim()) {
             return Ok(true);
         }
     }
@@ -181,22 +216,23 @@ async fn holds_active_certificate(iot: &Iot<'_>, thing: &str, dir: &Path) -> Res
 
 /// A new certificate. It is attached to its thing first, so that `destroy` finds it, and made active
 /// last, when everything around it stands.
-async fn new_certificate(cloud: &Cloud, iot: &Iot<'_>, thing: &str, dir: &Path) -> Result<()> {
+async fn new_certificate(
+    cloud: &Cloud,
+    iot: &Iot<'_>,
+    thing: &str,
+    dir: &Path,
+    mut endpoint: Value,
+) -> Result<()> {
     let made = iot
         .create_certificate()
         .await
         .context("could not make a certificate")?;
     let (arn, id) = (&made.certificate_arn, &made.certificate_id);
-    if let Err(e) = iot.attach_to_thing(thing, arn).await {
-        // Attached to nothing, nobody would ever find it again.
-        let deleted = iot.delete_certificate(id).await;
-        let left = deleted.map_or(format!("; certificate {id} is left over"), |()| {
-            String::new()
-        });
-        return Err(e.context(format!(
-            "could not attach the certificate to thing {thing}{left}: try again"
-        )));
-    }
+    endpoint[CERTIFICATE] = json!(id);
+    write_endpoint(dir, &endpoint)?;
+    iot.attach_to_thing(thing, arn).await.with_context(|| {
+        format!("could not attach the certificate to thing {thing}: try again, or `make destroy`")
+    })?;
     write_private(&dir.join("key.pem"), made.key_pair.private_key)?;
     write_private(&dir.join("cert.pem"), made.certificate_pem)?;
     let policy = cloud.device_policy();
@@ -214,27 +250,103 @@ async fn certificate_ids(iot: &Iot<'_>, thing: &str) -> Result<Vec<String>> {
     found.with_context(|| format!("could not look at thing {thing}"))
 }
 
-/// Detach, deactivate and delete every certificate of a thing.
-pub async fn remove_certificates(iot: &Iot<'_>, thing: &str) -> Result<()> {
-    for id in certificate_ids(iot, thing).await? {
-        remove_certificate(iot, thing, &id).await.with_context(|| {
-            format!("could not remove the certificate of {thing}: run the same command again")
-        })?;
+/// Deactivate, detach and delete every certificate of a thing, and those that were `recorded` of it.
+pub async fn remove_certificates(
+    cloud: &Cloud,
+    iot: &Iot<'_>,
+    thing: &str,
+    recorded: Vec<String>,
+) -> Result<()> {
+    let attached = certificate_ids(iot, thing).await?;
+    let detached = recorded.iter().filter(|id| !attached.contains(id));
+    let all = attached.iter().map(|id| (id, true));
+    for (id, attached) in all.chain(detached.map(|id| (id, false))) {
+        let (name, thing) = (thing, attached.then_some(thing));
+        remove_certificate(cloud, iot, thing, id)
+            .await
+            .with_context(|| {
+                format!("could not remove certificate {id} of {name}: run the same command again")
+            })?;
     }
     Ok(())
 }
 
-async fn remove_certificate(iot: &Iot<'_>, thing: &str, id: &str) -> Result<()> {
-    let arn = &iot.certificate(id).await?.certificate_arn;
-    for policy in iot.policies(arn).await? {
-        iot.detach_policy(&policy, arn).await?;
+/// It stops to be good for anything first, and is detached from its thing last: as long as it is attached, whoever
+/// does this again finds it.
+async fn remove_certificate(
+    cloud: &Cloud,
+    iot: &Iot<'_>,
+    thing: Option<&str>,
+    id: &str,
+) -> Result<()> {
+    let Some(certificate) = iot.certificate(id).await? else {
+        return Ok(());
+    };
+    let arn = &certificate.certificate_arn;
+    let policies = iot.policies(arn).await?;
+    // One that may more than our devices is somebody's who attached it to our thing, or ours for something else.
+    let ours = policies.iter().all(|p| *p == cloud.device_policy());
+    if ours {
+        iot.set_status(id, "INACTIVE").await?;
+        for policy in policies {
+            iot.detach_policy(&policy, arn).await?;
+        }
+    } else {
+        println!(
+            "certificate {id} has other policies ({}): it stays, detached from the device",
+            policies.join(", ")
+        );
     }
-    iot.detach_from_thing(thing, arn).await?;
-    iot.set_status(id, "INACTIVE").await?;
-    patiently(&format!("the certificate of {thing}"), || {
-        iot.delete_certificate(id)
-    })
-    .await
+    if let Some(thing) = thing {
+        iot.detach_from_thing(thing, arn).await?;
+    }
+    if ours {
+        patiently(&format!("certificate {id}"), || iot.delete_certificate(id)).await?;
+    }
+    Ok(())
+}
+
+/// Remove a device of which `destroy` has found the thing, the folder, or both. The id of its certificate is on the
+/// disk before anything is detached.
+pub async fn remove(cloud: &Cloud, devices: &Path, port: u16, client_id: &str) -> Result<()> {
+    let iot = cloud.iot();
+    let name = client_id
+        .strip_prefix(&format!("{}-", cloud.stack))
+        .unwrap_or(client_id);
+    let dir = devices.join(name);
+    let ours = || belongs(cloud, &dir, Some(port));
+    let mut recorded: Vec<String> = recorded(&dir).into_iter().filter(|_| ours()).collect();
+    match iot.thing(client_id).await? {
+        // Looked at again: since the list was made it may have become somebody else's.
+        Some(attributes) if ours::thing(cloud, client_id, &attributes) => {
+            if let Some(attached) = certificate_ids(&iot, client_id).await?.first()
+                && !dir.exists()
+            {
+                private_folder(&dir)?;
+                let mut endpoint = ours::mark(cloud);
+                endpoint["client_id"] = json!(client_id);
+                endpoint[CERTIFICATE] = json!(attached);
+                write_endpoint(&dir, &endpoint)?;
+            }
+            remove_certificates(cloud, &iot, client_id, recorded).await?;
+            patiently(&format!("thing {client_id}"), || {
+                iot.delete_thing(client_id)
+            })
+            .await?;
+        }
+        Some(_) => println!("thing {client_id} is not ours any more: it stays"),
+        None => {
+            if let Some(id) = recorded.pop() {
+                remove_certificate(cloud, &iot, None, &id).await.with_context(|| {
+                    format!("could not remove certificate {id} of {client_id}: run `make destroy` again")
+                })?;
+            }
+        }
+    }
+    if ours() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot delete {}", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// The local cloud's own certificate authority.
@@ -278,18 +390,15 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Whether a device folder is this stack's, in this cloud, by its `endpoint.json`. Local clouds differ by
-/// their port, where it matters.
+/// Whether a device folder is this stack's, in this cloud. Local clouds differ by their port, where it matters: one
+/// that was made when there was no broker to connect to has none.
 pub fn belongs(cloud: &Cloud, dir: &Path, port: Option<u16>) -> bool {
-    let text = fs::read_to_string(dir.join("endpoint.json")).unwrap_or_default();
+    let file = dir.join(ENDPOINT);
+    let text = fs::read_to_string(&file).unwrap_or_default();
     let endpoint: Value = serde_json::from_str(&text).unwrap_or_default();
-    let ours = match cloud.target {
-        Target::Local => {
-            endpoint["host"] == LOCAL_HOST && port.is_none_or(|port| endpoint["port"] == port)
-        }
-        Target::Aws => endpoint["host"] != LOCAL_HOST,
-    };
-    ours && endpoint["stack"] == cloud.stack.to_string()
+    let elsewhere = port.filter(|_| cloud.target == Target::Local);
+    ours::file(cloud, &file)
+        && elsewhere.is_none_or(|port| endpoint["port"].is_null() || endpoint["port"] == port)
 }
 
 /// Whether AWS is still at work on the call before: each kind of thing says so in words of its own.

@@ -135,20 +135,22 @@ pub fn same_behaviour(
     behaviour(a) == behaviour(b)
 }
 
-/// Publish `$LATEST` as a version, unless `live` answers just like it already. Gives back the
-/// version's number.
+/// Publish `$LATEST` as a version, unless `live` answers just like it already. Gives back the version's number, and
+/// whether this call has made it: Lambda gives back its last version where `$LATEST` has not changed since.
 ///
 /// # Errors
 /// When another deploy has changed the code in the meantime: it wins.
-pub async fn publish(cloud: &Cloud, code: &Code) -> Result<String> {
+pub async fn publish(cloud: &Cloud, code: &Code) -> Result<(String, bool)> {
     let (lambda, name) = (cloud.lambda(), cloud.function());
     let latest = put_right(cloud, code).await?;
     if let Some(live) = configuration(cloud, LIVE).await?
         && same_behaviour(&latest, &live)
     {
         ours(code, latest.code_sha256())?;
-        return live.version.context("`live` points to no version");
+        let version = live.version.context("`live` points to no version")?;
+        return Ok((version, false));
     }
+    let before = versions(cloud).await?;
     let published = lambda
         .publish_version()
         .function_name(&name)
@@ -165,7 +167,8 @@ pub async fn publish(cloud: &Cloud, code: &Code) -> Result<String> {
         .wait(READY)
         .await
         .with_context(|| format!("version {version} of {name} does not become active"))?;
-    Ok(version)
+    let made = before.iter().all(|b| b.version() != Some(&version));
+    Ok((version, made))
 }
 
 /// `$LATEST`, once it is ready and has the code that the stack asks for. It may not: CloudFormation does

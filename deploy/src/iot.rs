@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
-use crate::rest::{Call, Service, encode};
+use crate::rest::{Call, CallError, Service, encode};
 
 /// AWS IoT's control plane. Certificates are named by their id, things by their name.
 pub struct Iot<'a>(Service<'a>);
@@ -43,6 +43,19 @@ pub struct Certificate {
     pub certificate_pem: String,
     /// `ACTIVE`, `INACTIVE`, `REVOKED` …
     pub status: String,
+}
+
+/// `None` where the service says that there is no such thing.
+fn unless_gone(answer: Result<Value>) -> Result<Option<Value>> {
+    match answer {
+        Err(e) if is_gone(&e) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+/// Whether a call failed because what it names is not there.
+pub fn is_gone(e: &anyhow::Error) -> bool {
+    matches!(e.downcast_ref(), Some(CallError::Refused { code, .. }) if code == "ResourceNotFoundException")
 }
 
 impl<'a> Iot<'a> {
@@ -83,18 +96,25 @@ impl<'a> Iot<'a> {
             .map(drop)
     }
 
-    /// Names of the things with this attribute.
-    pub async fn things(&self, attribute: &str, value: &str) -> Result<Vec<String>> {
+    /// Name and attributes of the things with this attribute.
+    pub async fn things(&self, attribute: &str, value: &str) -> Result<Vec<(String, Value)>> {
         let path = format!(
             "/things?attributeName={}&attributeValue={}&",
             encode(attribute),
             encode(value)
         );
-        let things = self.pages(&path, "things").await?;
-        Ok(things
-            .iter()
-            .filter_map(|thing| thing["thingName"].as_str().map(str::to_owned))
-            .collect())
+        let things = self.pages(&path, "things").await?.into_iter();
+        let things = things.filter_map(|mut thing| {
+            let attributes = thing["attributes"].take();
+            Some((thing["thingName"].as_str()?.to_owned(), attributes))
+        });
+        Ok(things.collect())
+    }
+
+    /// A thing's attributes; `None` when there is no such thing.
+    pub async fn thing(&self, thing: &str) -> Result<Option<Value>> {
+        let found = self.call("GET", format!("/things/{}", encode(thing))).await;
+        Ok(unless_gone(found)?.map(|mut thing| thing["attributes"].take()))
     }
 
     /// Ids of the certificates attached to a thing.
@@ -134,14 +154,19 @@ impl<'a> Iot<'a> {
         NewCertificate::deserialize(made).context("the new certificate came without a part of it")
     }
 
-    /// Look at a certificate.
-    pub async fn certificate(&self, id: &str) -> Result<Certificate> {
-        let mut found = self
+    /// Look at a certificate; `None` when there is no such certificate.
+    pub async fn certificate(&self, id: &str) -> Result<Option<Certificate>> {
+        let found = self
             .call("GET", format!("/certificates/{}", encode(id)))
-            .await?;
+            .await;
+        let Some(mut found) = unless_gone(found)? else {
+            return Ok(None);
+        };
         let description = found["certificateDescription"].take();
-        Certificate::deserialize(description)
-            .context("a certificate without its ARN, text or status")
+        let certificate = Certificate::deserialize(description);
+        Ok(Some(certificate.context(
+            "a certificate without its ARN, text or status",
+        )?))
     }
 
     /// Make it `ACTIVE` or `INACTIVE`.

@@ -17,6 +17,7 @@ mod doctor;
 mod function;
 mod iot;
 mod models;
+mod ours;
 mod package;
 mod policy;
 mod release;
@@ -100,12 +101,17 @@ enum Command {
         /// As many devices: `<name>-1`, `<name>-2` …
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
         count: Option<u16>,
-        /// Folder that receives `<name>/{cert.pem,key.pem,ca.pem,endpoint.json}`
-        #[arg(long, default_value = "target/devices")]
-        dir: PathBuf,
+        /// Folder that receives `<name>/{cert.pem,key.pem,ca.pem,endpoint.json}`, instead of the stack's own
+        #[arg(long)]
+        dir: Option<PathBuf>,
         /// Port of MQTT over TLS
         #[arg(long, env = "IOT_MTLS_PORT", default_value_t = 8883)]
         port: u16,
+    },
+    /// Print the folder of a device, or of all
+    DeviceDir {
+        /// The device
+        name: Option<device::DeviceName>,
     },
     /// Say what is deployed
     Status,
@@ -130,7 +136,11 @@ enum Command {
     /// List the questions that failed three times
     Dlq,
     /// Ask them again
-    Redrive,
+    Redrive {
+        /// For how many seconds nobody else sees what is asked
+        #[arg(long, hide = true, default_value_t = dead_letters::OURS)]
+        ours: u16,
+    },
     /// Print the permissions that a person needs to deploy this stack, as an IAM policy
     Policy,
     /// Ask the cloud what can be asked without making anything; exit 1 when something is not as it should be
@@ -155,9 +165,9 @@ enum Command {
     },
     /// Delete everything that carries the stack's name
     Destroy {
-        /// Folder that holds the devices' credentials
-        #[arg(long, default_value = "target/devices")]
-        dir: PathBuf,
+        /// Folder that holds the devices' credentials, instead of the stack's own
+        #[arg(long)]
+        dir: Option<PathBuf>,
         /// Port of MQTT over TLS
         #[arg(long, env = "IOT_MTLS_PORT", default_value_t = 8883)]
         port: u16,
@@ -199,6 +209,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
 async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
     let mut cloud = Cloud::connect(cli.target, cli.stack, cli.yes).await?;
     cloud.class = cli.class;
+    let devices = |dir: Option<PathBuf>| dir.unwrap_or_else(|| cloud.folder("devices"));
     match cli.command {
         Command::Package { .. } | Command::Cost { .. } | Command::Doctor => {
             unreachable!("they need no cloud")
@@ -218,13 +229,18 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
             count: None,
             dir,
             port,
-        } => device::create(&cloud, &name, &dir, port).await?,
+        } => device::create(&cloud, &name, &devices(dir), port).await?,
         Command::Device {
             name,
             count: Some(count),
             dir,
             port,
-        } => device::create_all(&cloud, &name.numbered(count)?, &dir, port).await?,
+        } => device::create_all(&cloud, &name.numbered(count)?, &devices(dir), port).await?,
+        Command::DeviceDir { name } => {
+            let folder = devices(None);
+            let folder = name.map_or(folder.clone(), |name| name.folder(&folder));
+            println!("{}", folder.display());
+        }
         Command::Status => status::status(&cloud).await?,
         Command::Invoke { request } => function::invoke(&cloud, request.as_deref()).await?,
         Command::Logs {
@@ -233,11 +249,11 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
             request_id,
         } => status::logs(&cloud, minutes, follow, request_id.as_deref()).await?,
         Command::Dlq => dead_letters::list(&cloud).await?,
-        Command::Redrive => dead_letters::redrive(&cloud).await?,
+        Command::Redrive { ours } => dead_letters::redrive(&cloud, ours).await?,
         Command::Policy => policy::print(&cloud)?,
         Command::Class { class, zip } => class::create(&cloud, &class, &zip).await?,
         Command::ClassDestroy { class } => class::destroy(&cloud, &class).await?,
-        Command::Destroy { dir, port } => destroy::destroy(&cloud, &dir, port).await?,
+        Command::Destroy { dir, port } => destroy::destroy(&cloud, &devices(dir), port).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

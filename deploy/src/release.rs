@@ -79,6 +79,37 @@ struct Plan {
     changes: Option<ChangeSet>,
     /// `$LATEST` or the zip is not what `live` runs.
     new_version: bool,
+    /// A version has passed the checks: the rule may call `live`.
+    checked: bool,
+}
+
+/// The stack's parameters for this code.
+async fn parameters(
+    cloud: &Cloud,
+    code: &Code,
+    settings: &Settings,
+    checked: bool,
+) -> Result<Vec<(&'static str, String)>> {
+    let mut parameters = vec![
+        ("CodeKey", code.key()),
+        ("Architecture", settings.arch.as_lambda().to_owned()),
+        ("KeepWarm", settings.keep_warm.clone()),
+        ("Checked", checked.to_string()),
+    ];
+    parameters.extend(settings.about_money(cloud).await?);
+    Ok(parameters)
+}
+
+fn borrowed<'p>(parameters: &'p [(&'static str, String)]) -> Vec<(&'static str, &'p str)> {
+    let pairs = parameters.iter();
+    pairs.map(|(key, value)| (*key, value.as_str())).collect()
+}
+
+/// Whether a version of the stack has passed the checks before.
+async fn was_checked(cloud: &Cloud) -> Result<bool> {
+    let stack = stack::describe(cloud).await?;
+    let checked = stack.as_ref().and_then(|s| stack::parameter(s, "Checked"));
+    Ok(checked == Some("true"))
 }
 
 impl Plan {
@@ -117,17 +148,12 @@ impl Plan {
         if let Some(warning) = warning(cloud.target, live.is_none())? {
             println!("cost      {warning}");
         }
-        let mut parameters = vec![
-            ("CodeKey", code.key()),
-            ("Architecture", settings.arch.as_lambda().to_owned()),
-            ("KeepWarm", settings.keep_warm.clone()),
-        ];
-        parameters.extend(settings.about_money(cloud).await?);
-        let parameters: Vec<_> = parameters
-            .iter()
-            .map(|(key, value)| (*key, value.as_str()))
-            .collect();
-        let changes = ChangeSet::prepare(cloud, &parameters).await?;
+        let checked = was_checked(cloud).await?;
+        if !checked {
+            println!("rule      is off until the new version has passed the checks");
+        }
+        let parameters = parameters(cloud, &code, settings, checked).await?;
+        let changes = ChangeSet::prepare(cloud, &borrowed(&parameters)).await?;
         match &changes {
             Some(changes) => changes.print(),
             None => println!("stack     {}: no changes", cloud.stack),
@@ -136,6 +162,7 @@ impl Plan {
             code,
             changes,
             new_version,
+            checked,
         })
     }
 }
@@ -157,8 +184,12 @@ async fn print_model(cloud: &Cloud, model: &Model, deployed: bool) {
 
 /// Print what a deploy would do, and do none of it. Gives back whether there is anything to do.
 pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool> {
+    if let Some(what) = stack::to_repair(cloud).await? {
+        println!("{what}\n`make deploy` would do this");
+        return Ok(true);
+    }
     let plan = Plan::make(cloud, zip, settings).await?;
-    let something = plan.new_version || plan.changes.is_some();
+    let something = plan.new_version || plan.changes.is_some() || !plan.checked;
     if let Some(changes) = plan.changes {
         changes.discard(cloud).await?;
     }
@@ -191,8 +222,9 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
         code,
         changes,
         new_version,
+        checked,
     } = Plan::make(cloud, zip, settings).await?;
-    if changes.is_some() || new_version {
+    if changes.is_some() || new_version || !checked {
         let go = cloud.confirm(&format!("Deploy this to stack {}", cloud.stack));
         if let Err(refused) = go {
             if let Some(changes) = changes {
@@ -206,26 +238,39 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
         changes.execute(cloud).await?;
     }
 
-    let version = function::publish(cloud, &code).await?;
+    let (version, made) = function::publish(cloud, &code).await?;
     let live = live_version(cloud).await?;
     let is_new = live.as_ref() != Some(&version);
-    let mut checked = check::golden_rows(cloud, &version, &model).await;
-    if checked.is_ok() {
-        checked = check::rule_event(cloud, &version, &model).await;
+    let mut passed = check::golden_rows(cloud, &version, &model).await;
+    if passed.is_ok() {
+        passed = check::rule_event(cloud, &version, &model).await;
     }
-    if checked.is_ok() && is_new {
-        checked = check::shadow(cloud, &version, &model, settings.max_changed).await;
+    // What `live` answers is the measure only once it was right itself.
+    if passed.is_ok() && is_new && checked {
+        passed = check::shadow(cloud, &version, &model, settings.max_changed).await;
     }
-    if let Err(e) = checked {
-        if is_new {
+    if let Err(e) = passed {
+        if made && is_new {
             // So that no rollback ever takes it for a version that was good once.
             function::discard(cloud, &version).await?;
             let kept = live.as_deref().unwrap_or("none");
             bail!("version {version} is deleted, `live` stays at version {kept}: {e:#}");
         }
-        return Err(e);
+        let rule = if checked {
+            ""
+        } else {
+            " (the rule stays off, so that no device is answered by it)"
+        };
+        return Err(e).with_context(|| format!("version {version} fails, and stays{rule}"));
     }
     move_live(cloud, &version).await?;
+    if !checked {
+        let parameters = parameters(cloud, &code, settings, true).await?;
+        if let Some(changes) = ChangeSet::prepare(cloud, &borrowed(&parameters)).await? {
+            println!("the version has passed: the rule is switched on");
+            changes.execute(cloud).await?;
+        }
+    }
     code.delete_older(cloud).await?;
     println!(
         "deployed in {:.1} s: try `make invoke`",

@@ -12,6 +12,7 @@ use aws_sdk_cloudformation::types::{
 };
 
 use crate::cloud::{Cloud, StackName, Target};
+use crate::ours;
 
 const TEMPLATE: &str = include_str!("../template.yaml");
 /// Long enough for the slowest resource on AWS; a wait without an end helps nobody.
@@ -27,9 +28,14 @@ fn client(cloud: &Cloud) -> Client {
 
 /// The stack as it is now, or `None`.
 pub async fn describe(cloud: &Cloud) -> Result<Option<Stack>> {
+    look_at(cloud, &cloud.stack.to_string()).await
+}
+
+/// The stack of this name or id.
+async fn look_at(cloud: &Cloud, name: &str) -> Result<Option<Stack>> {
     match client(cloud)
         .describe_stacks()
-        .stack_name(cloud.stack.to_string())
+        .stack_name(name)
         .send()
         .await
     {
@@ -55,7 +61,9 @@ pub async fn of_class(cloud: &Cloud) -> Result<Vec<StackName>> {
         if class_of(&stack) == Some(&wanted) && !gone {
             let name = stack.stack_name().unwrap_or_default();
             // One that is not ours by its name has the tag by somebody's mistake.
-            names.extend(name.parse::<StackName>().ok());
+            let name = name.parse::<StackName>().ok();
+            let ours = |name: &StackName| ours::stack(&cloud.member(name.clone()), &stack).is_ok();
+            names.extend(name.filter(ours));
         }
     }
     names.sort_unstable_by_key(StackName::to_string);
@@ -85,9 +93,10 @@ pub fn parameter<'s>(stack: &'s Stack, key: &str) -> Option<&'s str> {
         .and_then(|p| p.parameter_value())
 }
 
-/// Make the first stage, unless the stack is there in either stage.
+/// Make the first stage, unless the stack is there in either stage. What an earlier deploy left behind that no change
+/// set can start from is put right first.
 pub async fn ensure_bucket(cloud: &Cloud) -> Result<()> {
-    if let Some(stack) = settled(cloud).await?
+    if let State::There(stack) = repaired(cloud).await?
         && let Some(bucket) = output(&stack, "BucketName")
     {
         println!("bucket {bucket} is there");
@@ -113,9 +122,12 @@ async fn apply(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<()> {
 
 /// What CloudFormation would do to the stack. Executed or discarded, it is gone afterwards.
 pub struct ChangeSet {
-    name: String,
+    id: String,
+    stack_id: String,
     /// The stack would be new.
     creates: bool,
+    /// It was made for this change set to hang on.
+    made_stack: bool,
     changes: Vec<Change>,
 }
 
@@ -124,7 +136,14 @@ impl ChangeSet {
     pub async fn prepare(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<Option<Self>> {
         let cf = client(cloud);
         let stack = cloud.stack.to_string();
-        let there = settled(cloud).await?;
+        let before = describe(cloud).await?;
+        let there = match state(cloud).await? {
+            State::There(stack) => Some(stack),
+            State::Absent => None,
+            State::Unfinished(stack) | State::Stuck(stack) => {
+                bail!("{}: `make deploy` puts it right", condition(&stack))
+            }
+        };
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         let name = format!("deploy-{}", since_1970.as_millis());
         let tls_only = match cloud.target {
@@ -137,7 +156,10 @@ impl ChangeSet {
                 .parameter_value(*value)
                 .build()
         };
-        let mut tags = vec![tag("stack", &stack)];
+        let mut tags = vec![
+            tag(ours::PROJECT.0, ours::PROJECT.1),
+            tag(ours::STACK, &stack),
+        ];
         // A stack that was made for a class stays in it, whoever deploys it next.
         let class = cloud.class.as_deref();
         let class = class.or(there.as_ref().and_then(class_of));
@@ -146,7 +168,8 @@ impl ChangeSet {
         let always = [("TlsOnly", tls_only), ("Dashboard", dashboard)];
         let parameters = parameters.iter().chain(&always);
         let creates = there.is_none();
-        cf.create_change_set()
+        let made = cf
+            .create_change_set()
             .stack_name(&stack)
             .change_set_name(&name)
             .change_set_type(if creates {
@@ -162,11 +185,13 @@ impl ChangeSet {
             .await
             .with_context(|| format!("could not make a change set for stack {stack}"))?;
         let mut set = Self {
-            name,
+            id: made.id.context("the change set has no id")?,
+            stack_id: made.stack_id.context("the change set has no stack")?,
             creates,
+            made_stack: before.is_none(),
             changes: Vec::new(),
         };
-        match ready(&cf, &stack, &set.name, cloud.poll()).await {
+        match ready(&cf, &stack, &set.id, cloud.poll()).await {
             Ok(Some(changes)) => {
                 set.changes = changes;
                 Ok(Some(set))
@@ -202,7 +227,7 @@ impl ChangeSet {
         let seen = before.into_iter().map(|event| event.id).collect();
         cf.execute_change_set()
             .stack_name(&stack)
-            .change_set_name(&self.name)
+            .change_set_name(&self.id)
             .send()
             .await
             .with_context(|| {
@@ -216,13 +241,28 @@ impl ChangeSet {
         client(cloud)
             .delete_change_set()
             .stack_name(cloud.stack.to_string())
-            .change_set_name(&self.name)
+            .change_set_name(&self.id)
             .send()
             .await
-            .with_context(|| format!("could not delete change set {}", self.name))?;
-        // A change set that would create a stack has made an empty one to hang on.
-        if self.creates {
-            delete(cloud).await?;
+            .with_context(|| format!("could not delete change set {}", self.id))?;
+        // A change set that would create a stack has made an empty one to hang on. Another terminal may have
+        // one of its own in it by now, or have made it.
+        if !self.made_stack {
+            return Ok(());
+        }
+        let Some(stack) = look_at(cloud, &self.stack_id).await? else {
+            return Ok(());
+        };
+        let empty = stack.stack_status() == Some(&StackStatus::ReviewInProgress)
+            && change_sets(cloud, &stack).await?.is_empty();
+        if empty {
+            client(cloud)
+                .delete_stack()
+                .stack_name(&self.stack_id)
+                .send()
+                .await
+                .with_context(|| format!("could not delete the empty stack {}", cloud.stack))?;
+            deleted(cloud, &self.stack_id).await?;
         }
         Ok(())
     }
@@ -382,8 +422,15 @@ async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Durat
                     "CREATE_COMPLETE" | "UPDATE_COMPLETE" => return Ok(()),
                     s if s.ends_with("ROLLBACK_COMPLETE") || s.ends_with("ROLLBACK_FAILED") => {
                         bail!(
-                            "stack {stack} ended in {s}: {}",
-                            failure.as_deref().unwrap_or("no reason given")
+                            "stack {stack} ended in {s}: {}{}",
+                            failure.as_deref().unwrap_or("no reason given"),
+                            match s {
+                                "UPDATE_ROLLBACK_COMPLETE" => " (all is as it was before)",
+                                "UPDATE_ROLLBACK_FAILED" => {
+                                    ": clear what stands in the way, then `make deploy` continues the roll-back"
+                                }
+                                _ => ": `make deploy` deletes what is left, and tries again",
+                            }
                         )
                     }
                     _ => {}
@@ -395,95 +442,301 @@ async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Durat
     bail!("stack {stack} is still working after {DEADLINE:?}: look again with `make status`")
 }
 
-/// The stack when nothing is moving in it any more; `None` when there is none to update.
+/// What a deploy can start from.
+enum State {
+    /// No stack, or one that only holds change sets which were never executed.
+    Absent,
+    /// One that a change set can update.
+    There(Stack),
+    /// Its first creation failed: it can only be deleted.
+    Unfinished(Stack),
+    /// An update failed, and taking it back failed too: taking back can be continued.
+    Stuck(Stack),
+}
+
+/// The stack when nothing is moving in it any more. Nothing is changed.
 ///
-/// What an earlier, killed deploy left behind is brought back to where a change set can start: a
-/// running operation is waited for, a creation that failed is deleted.
-async fn settled(cloud: &Cloud) -> Result<Option<Stack>> {
+/// # Errors
+/// When it is not ours, or in a state that needs a person: with the next step.
+async fn state(cloud: &Cloud) -> Result<State> {
+    let Some(stack) = quiet(cloud).await? else {
+        return Ok(State::Absent);
+    };
+    let status = stack.stack_status().context("the stack has no status")?;
+    if matches!(
+        status,
+        StackStatus::ReviewInProgress | StackStatus::DeleteComplete
+    ) {
+        return Ok(State::Absent);
+    }
+    ours::stack(cloud, &stack)?;
+    Ok(match status {
+        StackStatus::RollbackComplete | StackStatus::RollbackFailed | StackStatus::CreateFailed => {
+            State::Unfinished(stack)
+        }
+        StackStatus::UpdateRollbackFailed => State::Stuck(stack),
+        StackStatus::DeleteFailed => {
+            let left = causes(cloud, &stack, "DELETE").await?;
+            bail!(
+                "{}{left}: clear that, then `make destroy` again",
+                condition(&stack)
+            )
+        }
+        s if s.as_str().ends_with("_FAILED") => bail!(
+            "{}, which no command here leads to: roll it back in the CloudFormation console, then deploy again",
+            condition(&stack)
+        ),
+        _ => State::There(stack),
+    })
+}
+
+/// `stack iris is in ROLLBACK_COMPLETE`
+fn condition(stack: &Stack) -> String {
+    let name = stack.stack_name().unwrap_or("?");
+    let status = stack.stack_status().map_or("?", |s| s.as_str());
+    format!("stack {name} is in {status}")
+}
+
+/// The stack when nothing is moving in it any more, or the end of our patience.
+async fn quiet(cloud: &Cloud) -> Result<Option<Stack>> {
     let started = Instant::now();
+    let mut told = None;
     loop {
         let Some(stack) = describe(cloud).await? else {
             return Ok(None);
         };
-        let status = stack
-            .stack_status()
-            .context("the stack has no status")?
-            .clone();
-        match status {
-            // Only a change set that was never executed: as good as no stack.
-            StackStatus::ReviewInProgress => return Ok(None),
-            StackStatus::RollbackComplete
-            | StackStatus::RollbackFailed
-            | StackStatus::CreateFailed => {
-                println!(
-                    "stack {} was never finished ({status}): deleting what is there",
-                    cloud.stack
-                );
-                delete(cloud).await?;
-                return Ok(None);
+        let status = stack.stack_status().map_or("?", |s| s.as_str()).to_owned();
+        if !status.ends_with("_IN_PROGRESS") || status == "REVIEW_IN_PROGRESS" {
+            return Ok(Some(stack));
+        }
+        ensure!(
+            started.elapsed() < DEADLINE,
+            "{} for {DEADLINE:?} already: `make status` and the CloudFormation console say what it waits for; then try again",
+            condition(&stack)
+        );
+        if told.as_ref() != Some(&status) {
+            println!(
+                "{}: waiting for it, {} minutes at most",
+                condition(&stack),
+                DEADLINE.as_secs() / 60
+            );
+            told = Some(status);
+        }
+        tokio::time::sleep(cloud.poll()).await;
+    }
+}
+
+/// What a deploy would have to put right in the stack before it can begin.
+pub async fn to_repair(cloud: &Cloud) -> Result<Option<String>> {
+    Ok(match state(cloud).await? {
+        State::Absent | State::There(_) => None,
+        State::Unfinished(stack) => {
+            Some(unfinished(cloud, &stack).await? + "would be deleted and made anew")
+        }
+        State::Stuck(stack) => {
+            Some(stuck(cloud, &stack).await? + "its roll-back would be continued")
+        }
+    })
+}
+
+async fn unfinished(cloud: &Cloud, stack: &Stack) -> Result<String> {
+    let why = causes(cloud, stack, "CREATE").await?;
+    Ok(format!("{}: its creation failed{why}; ", condition(stack)))
+}
+
+async fn stuck(cloud: &Cloud, stack: &Stack) -> Result<String> {
+    let why = causes(cloud, stack, "UPDATE").await?;
+    Ok(format!(
+        "{}: an update could not be taken back{why}; ",
+        condition(stack)
+    ))
+}
+
+/// Put right what an earlier deploy left behind, after a question.
+async fn repaired(cloud: &Cloud) -> Result<State> {
+    match state(cloud).await? {
+        State::Unfinished(stack) => {
+            println!(
+                "{}it is deleted and made anew",
+                unfinished(cloud, &stack).await?
+            );
+            cloud.confirm(&format!("Delete what is left of stack {}", cloud.stack))?;
+            let again = describe(cloud).await?;
+            ensure!(
+                again.is_some_and(|again| again.stack_id() == stack.stack_id()
+                    && again.stack_status() == stack.stack_status()),
+                "stack {} has changed meanwhile (another terminal?): nothing was deleted, try again",
+                cloud.stack
+            );
+            delete(cloud, &stack).await?;
+            Ok(State::Absent)
+        }
+        State::Stuck(stack) => {
+            println!("{}its roll-back is continued", stuck(cloud, &stack).await?);
+            cloud.confirm(&format!("Continue the roll-back of stack {}", cloud.stack))?;
+            let id = stack.stack_id().unwrap_or_default();
+            let continued = client(cloud).continue_update_rollback().stack_name(id);
+            continued.send().await.with_context(|| {
+                format!("could not continue the roll-back of stack {}", cloud.stack)
+            })?;
+            match state(cloud).await? {
+                State::Stuck(stack) => bail!(
+                    "{}clear what stands in the way, then `make deploy` continues again (`make destroy` would take all models along)",
+                    stuck(cloud, &stack).await?
+                ),
+                state => Ok(state),
             }
-            s if s.as_str().ends_with("_IN_PROGRESS") => {
-                if started.elapsed() > DEADLINE {
-                    bail!(
-                        "stack {} has been in {s} for {DEADLINE:?}: look at it before you go on",
-                        cloud.stack
-                    );
-                }
-                println!("stack {} is busy ({s}), waiting", cloud.stack);
-                tokio::time::sleep(Duration::from_secs(2)).await;
-            }
-            s if s.as_str().ends_with("_FAILED") => {
-                bail!(
-                    "stack {} is in {s}: `make destroy` removes it, then deploy again",
-                    cloud.stack
-                )
-            }
-            _ => return Ok(Some(stack)),
+        }
+        state => Ok(state),
+    }
+}
+
+/// `; resource: reason` for each resource that failed in the stack's last operation of this kind.
+async fn causes(cloud: &Cloud, stack: &Stack, kind: &str) -> Result<String> {
+    let failed = format!("{kind}_FAILED");
+    let found = failures_since_begin(cloud, stack, &failed).await?;
+    Ok(found
+        .iter()
+        .map(|(resource, reason)| format!("; {resource}: {reason}"))
+        .collect())
+}
+
+/// Resource and reason for each that is `failed` since the stack's last operation began.
+async fn failures_since_begin(
+    cloud: &Cloud,
+    stack: &Stack,
+    failed: &str,
+) -> Result<Vec<(String, String)>> {
+    let events = events(&client(cloud), stack.stack_id().unwrap_or_default()).await?;
+    let name = cloud.stack.to_string();
+    // A failed creation is followed by its roll-back: what failed is in the creation.
+    let begins = |event: &Event| {
+        event.resource == name
+            && event.state.ends_with("_IN_PROGRESS")
+            && (failed != "CREATE_FAILED" || event.state == "CREATE_IN_PROGRESS")
+            && !event.state.contains("CLEANUP")
+    };
+    let begin = events.iter().rposition(begins).unwrap_or(0);
+    let mut found = Vec::new();
+    for event in &events[begin..] {
+        let line = (event.resource.clone(), event.reason.clone());
+        let cancelled = event.reason.contains("cancelled");
+        if event.state == failed && event.resource != name && !cancelled && !found.contains(&line) {
+            found.push(line);
         }
     }
+    Ok(found)
+}
+
+/// The change sets that hang on a stack.
+async fn change_sets(cloud: &Cloud, stack: &Stack) -> Result<Vec<String>> {
+    let mut pages = client(cloud)
+        .list_change_sets()
+        .stack_name(cloud.stack.to_string())
+        .into_paginator()
+        .items()
+        .send();
+    let mut ids = Vec::new();
+    while let Some(set) = pages.next().await {
+        let set = set.context("could not list the change sets")?;
+        if set.stack_id() == stack.stack_id() {
+            ids.extend(set.change_set_id);
+        }
+    }
+    Ok(ids)
+}
+
+/// The stack, if there is one that may be deleted, as it is now.
+///
+/// # Errors
+/// When it is not ours.
+pub async fn to_delete(cloud: &Cloud) -> Result<Option<Stack>> {
+    let Some(stack) = quiet(cloud).await? else {
+        return Ok(None);
+    };
+    deletable(cloud, &stack).await?;
+    Ok(Some(stack))
+}
+
+/// Refuse a stack that is not ours. One that was never made has no tags yet, but its change sets say what it would get.
+async fn deletable(cloud: &Cloud, stack: &Stack) -> Result<()> {
+    if stack.stack_status() != Some(&StackStatus::ReviewInProgress) {
+        return ours::stack(cloud, stack);
+    }
+    for id in change_sets(cloud, stack).await? {
+        let set = client(cloud).describe_change_set().change_set_name(&id);
+        let set = set.send().await;
+        let set = set.with_context(|| format!("could not look at change set {id}"))?;
+        let tags = Some(set.tags().to_vec());
+        ours::stack(
+            cloud,
+            &Stack::builder()
+                .set_stack_id(set.stack_id)
+                .set_tags(tags)
+                .build(),
+        )?;
+    }
+    Ok(())
 }
 
 /// How long AWS may hold on to a device policy after it was detached: up to five minutes, and as long a
 /// stack that has it cannot be deleted
 /// (<https://docs.aws.amazon.com/iot/latest/apireference/API_DeletePolicy.html>).
 const LET_GO: Duration = Duration::from_secs(420);
+/// The resource that AWS holds on to.
+const HELD: &str = "DevicePolicy";
 
-/// Delete the stack and wait until it is gone.
-pub async fn delete(cloud: &Cloud) -> Result<()> {
-    let name = cloud.stack.to_string();
+/// Delete this very stack, not another of its name, and wait until it is gone.
+pub async fn delete(cloud: &Cloud, stack: &Stack) -> Result<()> {
+    let id = stack.stack_id().context("the stack has no id")?;
+    let name = &cloud.stack;
     let started = Instant::now();
     loop {
+        let Some(now) = look_at(cloud, id).await? else {
+            return Ok(());
+        };
+        if now.stack_status() == Some(&StackStatus::DeleteComplete) {
+            return Ok(());
+        }
+        deletable(cloud, &now).await?;
         client(cloud)
             .delete_stack()
-            .stack_name(&name)
+            .stack_name(id)
             .send()
             .await
             .with_context(|| format!("could not delete stack {name}"))?;
-        let Some(reason) = deleted(cloud).await? else {
+        let Some(failed) = deleted(cloud, id).await? else {
             return Ok(());
         };
+        let left = failures_since_begin(cloud, &failed, "DELETE_FAILED").await?;
+        let mut reason = causes(cloud, &failed, "DELETE").await?;
+        if reason.is_empty() {
+            reason = failed
+                .stack_status_reason()
+                .unwrap_or("no reason given")
+                .to_owned();
+        }
+        let reason = reason.trim_start_matches("; ");
+        let only_held = left.iter().all(|(resource, _)| resource == HELD);
         ensure!(
-            started.elapsed() < LET_GO,
-            "stack {name} could not be deleted ({reason}): run `make destroy` again in a few minutes"
+            only_held && started.elapsed() < LET_GO,
+            "stack {name} could not be deleted ({reason}): clear that, then run `make destroy` again"
         );
         println!("AWS has not let go of all that is in {name} yet ({reason}): trying again");
         tokio::time::sleep(LET_GO / 20).await;
     }
 }
 
-/// Wait until the stack is gone, or for why it could not be deleted.
-async fn deleted(cloud: &Cloud) -> Result<Option<String>> {
+/// Wait until the stack is gone, or for what is left when it could not be deleted.
+async fn deleted(cloud: &Cloud, id: &str) -> Result<Option<Stack>> {
     let started = Instant::now();
-    while let Some(stack) = describe(cloud).await? {
+    while let Some(stack) = look_at(cloud, id).await? {
         match stack.stack_status() {
             Some(StackStatus::DeleteComplete) => break,
-            Some(StackStatus::DeleteFailed) => {
-                let reason = stack.stack_status_reason().unwrap_or("no reason given");
-                return Ok(Some(reason.to_owned()));
-            }
+            Some(StackStatus::DeleteFailed) => return Ok(Some(stack)),
             _ => ensure!(
                 started.elapsed() < DEADLINE,
-                "stack {} is not deleted after {DEADLINE:?}",
+                "stack {} is not deleted after {DEADLINE:?}: `make destroy` waits on",
                 cloud.stack
             ),
         }

@@ -36,8 +36,8 @@ def size(small, full):
 
 DEPLOY, CLIENT = given("DEPLOY", "target/notebook/deploy"), given("CLIENT", "target/notebook/client")
 MODEL, ZIP = ROOT / "target/model.json", given("ZIP", "target/lambda/local/iris_fn.zip")
-DEVICES = ROOT / "target/devices"
 STACK, REGION, ACCOUNT = "walk", "us-east-1", "000000000000"
+DEVICES = ROOT / f"target/devices/local/{ACCOUNT}-{REGION}/{STACK}"
 BUCKET, FUNCTION = f"{STACK}-{ACCOUNT}-{REGION}", f"{STACK}-fn"
 REFERENCE = json.loads((ROOT / "iris_fn/tests/reference.json").read_text())
 FRUIT = (ROOT / "iris_fn/fuzz/corpus/model/fruit.json").read_bytes()  # a model of something else
@@ -132,7 +132,7 @@ class Cloud:
         zip, name = changes.get("ZIP", self.zip), changes.get("NAME", "lily")
         arguments = {
             "plan": ["plan", zip], "deploy": ["up", zip], "publish": ["publish", changes.get("MODEL", MODEL)],
-            "device": ["device", name, "--dir", self.devices], "destroy": ["destroy", "--dir", self.devices],
+            "device-dir": ["device-dir", name], "device": ["device", name, "--dir", self.devices], "destroy": ["destroy", "--dir", self.devices],
             "class": ["class", zip, "--dir", self.archives], "class-destroy": ["class-destroy", "--dir", self.archives],
         }  # fmt: skip
         return [DEPLOY, *arguments.get(target, [target])]

@@ -237,6 +237,33 @@ def test_a_version_that_lies_never_answers_a_call(cloud, builds, model, tmp_path
     cloud.must("deploy", ZIP=builds[0], **(excuse or {}))
 
 
+def rule(cloud):
+    return cloud.client("iot").get_topic_rule(ruleName=f"{STACK}_rule")["rule"]["ruleDisabled"]
+
+
+def test_a_failed_check_deletes_only_a_version_that_this_deploy_has_made(cloud, builds, model, tmp_path):
+    """PublishVersion gives back the last version where nothing has changed since: one that was good once stays."""
+    script = LIAR.format(python=sys.executable, model=json.loads(model), sha256=sha256(model), lie="pass")
+    honest = zipped(tmp_path / "honest.zip", bootstrap=script)
+    cloud.must("deploy", ZIP=builds[0])
+    before, _ = cloud.alias()
+    cloud.must("deploy", ZIP=honest)
+    good, _ = cloud.alias()
+    cloud.must("rollback", TO=before)
+    other = model.replace(b'"iterations": ', b'"iterations": 1')  # the honest one knows only the first
+    cloud.publish(other)
+    try:
+        code, out, err = cloud.make("deploy", ZIP=honest)
+        assert code != 0 and f"version {good} fails, and stays" in err, out + err
+        versions = cloud.client("lambda").list_versions_by_function(FunctionName=FUNCTION)["Versions"]
+        assert good in [each["Version"] for each in versions] and cloud.alias()[0] == before
+    finally:
+        cloud.publish(model)
+        wait_for(lambda: cloud.invoke(question())["model"] == sha256(model), 20)
+    cloud.must("rollback", TO=good)  # it is there, and still good
+    cloud.must("deploy", ZIP=builds[0])
+
+
 # --- killed -----------------------------------------------------------------
 
 
@@ -288,6 +315,22 @@ def test_two_deploys_at_once_one_wins_and_the_other_says_so(cloud, builds):
         assert cloud.invoke(question())[TARGET] == LABEL
 
 
+def test_the_rule_calls_nothing_until_the_first_version_has_passed(cloud, builds, model, tmp_path):
+    script = LIAR.format(python=sys.executable, model=json.loads(model), sha256=sha256(model), lie="p = p[::-1]")
+    cloud.must("destroy")
+    cloud.must("bucket")
+    cloud.publish(model)
+    for _ in range(2):  # again is no way around it
+        code, out, err = cloud.make("deploy", ZIP=zipped(tmp_path / "liar.zip", bootstrap=script))
+        assert code != 0 and "golden row 0" in err and "the rule stays off" in err, out + err
+        assert rule(cloud) is True and cloud.alias()[0] == "1"
+    code, out, _ = cloud.make("plan", ZIP=builds[0])
+    assert code == 2 and "rule      is off until the new version has passed the checks" in out
+    assert "the version has passed: the rule is switched on" in cloud.must("deploy", ZIP=builds[0])
+    assert rule(cloud) is False and cloud.alias()[0] == "2"
+    assert cloud.must("plan", ZIP=builds[0]).endswith("nothing to do\n")
+
+
 def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, model):
     """At a random moment of each step, of a first deploy or of an update. The last test: it leaves nothing."""
     dice, broken_off, attempts = random.Random(20), 0, size(4, 20)
@@ -312,6 +355,7 @@ def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, mo
         assert code_behind(cloud) == hash_of(build)
         assert cloud.invoke(question())[TARGET] == LABEL
     assert broken_off >= attempts / 2
+    assert rule(cloud) is False
     sets = cloud.client("cloudformation").list_change_sets(StackName=STACK)["Summaries"]
     print(f"{broken_off} of {attempts} were broken off, {len(sets)} change sets are left in the stack's history")
     cloud.must("destroy")

@@ -186,9 +186,12 @@ def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, model, tm
         assert f"STACK={name}" in archive.read("STACK.txt").decode()
         archive.extractall(tmp_path / name)
 
+    def unpacked(name):
+        return tmp_path / name / f"target/devices/local/{ACCOUNT}-{REGION}/{name}/notebook"
+
     def member(index):
         name, other = names[index], names[index - 1]
-        with Device("notebook", folder=tmp_path / name / "target/devices/notebook", stack=name) as device:
+        with Device("notebook", folder=unpacked(name), stack=name) as device:
             device.listening()
             rows = iris()[index * 5 : index * 5 + 5]
             asked = [{"request_id": f"{name}-{i}", **dict(zip(ROW, x))} for i, (x, _) in enumerate(rows)]
@@ -196,10 +199,10 @@ def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, model, tm
             assert answers.keys() == {each["request_id"] for each in asked}
             assert all(TARGET in answer for answer in answers.values())
             assert {answer["model"] for answer in answers.values()} == {sha256(elsewhere)}
-        with Device("notebook", folder=tmp_path / name / "target/devices/notebook", stack=name) as device:
+        with Device("notebook", folder=unpacked(name), stack=name) as device:
             assert device.accepted and not device.subscribe(f"{other}/response/{other}-notebook")
         impostor = f"{other}-notebook"
-        with Device("notebook", folder=tmp_path / name / "target/devices/notebook", client_id=impostor) as device:
+        with Device("notebook", folder=unpacked(name), client_id=impostor) as device:
             assert not device.accepted
         return len(answers)
 

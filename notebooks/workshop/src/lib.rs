@@ -55,6 +55,22 @@ pub fn setting(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: start JupyterLab with `make lab`"))
 }
 
+/// The folder that `make device` wrote for a device: another one for each stack, account and region.
+///
+/// # Errors
+/// When `make` cannot say, with its own words.
+pub fn device_folder(name: &str, stack: &str) -> std::io::Result<String> {
+    let settings = [format!("NAME={name}"), format!("STACK={stack}")];
+    let make = std::process::Command::new("make")
+        .args(["-s", "device-dir"])
+        .args(settings)
+        .output()?;
+    if !make.status.success() {
+        return Err(std::io::Error::other(String::from_utf8_lossy(&make.stderr)));
+    }
+    Ok(String::from_utf8_lossy(&make.stdout).trim().to_owned())
+}
+
 /// Show a data frame as a table, floats with up to four decimals.
 pub fn table(frame: &DataFrame) {
     let escape = |text: &str| {

@@ -1,0 +1,625 @@
+"""Deleting: only ours, only here, only on purpose; and every state that a stack can be left in.
+
+AWS is played by a stand-in that holds stacks, change sets, things and certificates, so that it can be in states that
+no cloud on a laptop can be brought into, in any account and region, and can change between two calls of ours as
+another terminal changes it. The deployer is the real one. Each test sees what was called, and what is left.
+"""
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+import pytest
+from clients import DEPLOY, ROOT, ZIP, run
+
+OURS = {"project": "iris-workshop", "stack": "del"}
+HERE, ELSEWHERE = "111111111111", "222222222222"
+
+
+def xml(tag, content):
+    """Nested: a list becomes <member>s."""
+    if isinstance(content, dict):
+        content = "".join(xml(*each) for each in content.items())
+    elif isinstance(content, list):
+        content = "".join(xml("member", each) for each in content)
+    else:
+        content = escape(str(content))
+    return f"<{tag}>{content}</{tag}>"
+
+
+class Refused(Exception):
+    def __init__(self, status, code, message):
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+class Aws:
+    """The stand-in. `before[call]` is done before that call is answered; `calls` are all that change something."""
+
+    def __init__(self):
+        self.account, self.region, self.made = HERE, "us-east-1", 0
+        self.stacks, self.sets, self.things, self.certificates = [], {}, {}, {}
+        self.calls, self.before, self.refuse = [], {}, {}
+        self.delete_fails = self.continue_fails = None
+        self.letters, self.asked, self.call_takes = {}, [], 0
+        aws = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(errors="replace")
+                if target := self.headers.get("x-amz-target"):
+                    return self.say(json.dumps(aws.sqs(target.rpartition(".")[2], json.loads(body))))
+                if self.path.endswith("/invocations?Qualifier=live"):
+                    return self.say(json.dumps(aws.invoke(json.loads(body))))
+                query = self.command == "POST" and self.path == "/"
+                try:
+                    status, reply, code = 200, (aws.query if query else aws.rest)(self, body), None
+                except Refused as e:
+                    error = {"Code": e.code, "Message": e.message}
+                    xmls = xml("ErrorResponse", {"Error": error}) if query else xml("Error", error)
+                    status, code = e.status, e.code
+                    json_api = self.path.startswith(("/things", "/cert", "/keys", "/attached", "/target", "/2015"))
+                    reply = json.dumps({"message": e.message}) if json_api else xmls
+                self.say(reply, status, code)
+
+            def say(self, reply, status=200, code=None):
+                reply = reply.encode()
+                self.send_response(status)
+                if code:
+                    self.send_header("x-amzn-errortype", code)
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(reply)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def happens(self, call, what=""):
+        if not call.startswith(("Describe", "List", "Get", "GET")):
+            self.calls.append(f"{call} {what}".strip())
+        if first := self.before.pop(call, None):
+            first()
+        if call in self.refuse:
+            raise Refused(403, "AccessDenied", f"{call} is refused")
+
+    # --- stacks
+
+    def stack(self, *script, tags=OURS, name="del", account=None):
+        """A stack that shows these states, one a look; the last one stays."""
+        self.made += 1
+        arn = f"arn:aws:cloudformation:{self.region}:{account or self.account}:stack/{name}/{self.made}"
+        made = {"id": arn, "name": name, "script": list(script), "tags": dict(tags), "events": [], "outputs": {}}
+        self.stacks.append(made)
+        return made
+
+    def event(self, stack, resource, state, reason=""):
+        made = {"EventId": len(stack["events"]), "LogicalResourceId": resource, "ResourceStatus": state}
+        stack["events"].insert(0, {**made, "ResourceStatusReason": reason, "StackId": stack["id"], "StackName": stack["name"],
+                                   "Timestamp": "2026-11-26T00:00:00Z"})  # fmt: skip
+
+    def status(self, stack):
+        return stack["script"][0]
+
+    def find(self, name):
+        for stack in self.stacks:
+            if stack["id"] == name or stack["name"] == name and self.status(stack) != "DELETE_COMPLETE":
+                return stack
+        raise Refused(400, "ValidationError", f"Stack with id {name} does not exist")
+
+    def query(self, request, body):
+        asked = {key: values[0] for key, values in parse_qs(body).items()}
+        action, name = asked["Action"], asked.get("StackName", "")
+        self.happens(action, name.rpartition("/")[2])
+        result = getattr(self, action)(asked)
+        return xml(f"{action}Response", {f"{action}Result": result})
+
+    def GetCallerIdentity(self, _):
+        return {"Account": self.account, "Arn": f"arn:aws:iam::{self.account}:user/x", "UserId": "x"}
+
+    def DescribeStacks(self, asked):
+        stacks = [self.find(asked["StackName"])] if "StackName" in asked else self.stacks
+        listed = []
+        for stack in stacks:
+            tags = [{"Key": key, "Value": value} for key, value in stack["tags"].items()]
+            outputs = [{"OutputKey": key, "OutputValue": value} for key, value in stack["outputs"].items()]
+            listed.append({"StackId": stack["id"], "StackName": stack["name"], "StackStatus": self.status(stack),
+                           "CreationTime": "2026-11-26T00:00:00Z", "Tags": tags, "Outputs": outputs})  # fmt: skip
+            if len(stack["script"]) > 1:
+                stack["script"].pop(0)
+        return {"Stacks": listed}
+
+    def DescribeStackEvents(self, asked):
+        return {"StackEvents": self.find(asked["StackName"])["events"]}
+
+    def change_set(self, stack, tags=OURS):
+        self.made += 1
+        id = f"arn:aws:cloudformation:{self.region}:{self.account}:changeSet/set/{self.made}"
+        self.sets[id] = {"stack": stack, "tags": tags}
+        return id
+
+    def CreateChangeSet(self, asked):
+        try:
+            stack = self.find(asked["StackName"])
+        except Refused:
+            stack = self.stack("REVIEW_IN_PROGRESS", tags={})
+        tags = {asked[f"Tags.member.{n}.Key"]: asked[f"Tags.member.{n}.Value"] for n in range(1, 4)
+                if f"Tags.member.{n}.Key" in asked}  # fmt: skip
+        return {"Id": self.change_set(stack, tags), "StackId": stack["id"]}
+
+    def DescribeChangeSet(self, asked):
+        id = asked["ChangeSetName"]
+        tags = [{"Key": key, "Value": value} for key, value in self.sets[id]["tags"].items()]
+        return {"ChangeSetId": id, "StackId": self.sets[id]["stack"]["id"], "Status": "CREATE_COMPLETE", "Tags": tags,
+                "Changes": [{"ResourceChange": {"Action": "Add", "LogicalResourceId": "Bucket"}}]}  # fmt: skip
+
+    def ListChangeSets(self, asked):
+        stack = self.find(asked["StackName"])
+        return {"Summaries": [{"ChangeSetId": id, "StackId": each["stack"]["id"]} for id, each in self.sets.items()
+                              if each["stack"] is stack]}  # fmt: skip
+
+    def DeleteChangeSet(self, asked):
+        self.sets.pop(asked["ChangeSetName"], None)
+        return {}
+
+    def ExecuteChangeSet(self, asked):
+        done = self.sets.pop(asked["ChangeSetName"])
+        stack, state = done["stack"], "CREATE_COMPLETE"
+        stack["script"], stack["tags"] = [state], done["tags"]
+        self.event(stack, stack["name"], state)
+        return {}
+
+    def DeleteStack(self, asked):
+        stack = self.find(asked["StackName"])
+        stack["script"] = ["DELETE_IN_PROGRESS", "DELETE_COMPLETE"]
+        self.event(stack, stack["name"], "DELETE_IN_PROGRESS")
+        if self.delete_fails:
+            self.event(stack, *self.delete_fails)
+            stack["script"] = ["DELETE_IN_PROGRESS", "DELETE_FAILED"]
+        return {}
+
+    def ContinueUpdateRollback(self, asked):
+        stack = self.find(asked["StackName"])
+        assert self.status(stack) == "UPDATE_ROLLBACK_FAILED"
+        state = "UPDATE_ROLLBACK_FAILED" if self.continue_fails else "UPDATE_ROLLBACK_COMPLETE"
+        self.event(stack, stack["name"], "UPDATE_ROLLBACK_IN_PROGRESS")
+        if self.continue_fails:
+            self.event(stack, *self.continue_fails)
+        stack["script"] = ["UPDATE_ROLLBACK_IN_PROGRESS", state]
+        return {}
+
+    # --- dead letters: {id: until when nobody else sees it}
+
+    def sqs(self, action, asked):
+        now = time.monotonic()
+        if action == "ReceiveMessage":
+            seen = [id for id, until in self.letters.items() if until < now][:10]
+            self.letters |= dict.fromkeys(seen, now + asked["VisibilityTimeout"])
+            body = [json.dumps({"requestPayload": {"id": id}}) for id in seen]
+            return {"Messages": [{"MessageId": id, "ReceiptHandle": id, "Body": each} for id, each in zip(seen, body)]}
+        if action == "ChangeMessageVisibilityBatch":
+            for each in asked["Entries"]:
+                self.letters[each["ReceiptHandle"]] = now + each["VisibilityTimeout"]
+            return {"Successful": [], "Failed": []}
+        assert action == "DeleteMessage"
+        self.letters.pop(asked["ReceiptHandle"])
+        return {}
+
+    def invoke(self, event):
+        began = time.monotonic()
+        time.sleep(self.call_takes)
+        self.asked.append((event["id"], self.letters[event["id"]] - began))
+        return {}
+
+    # --- things and certificates
+
+    def rest(self, request, body):
+        url = urlsplit(request.path)
+        kind, *names = [unquote(part) for part in url.path.strip("/").split("/")]
+        call = f"{request.command} {kind}" + (" principals" if names[1:] == ["principals"] else "")
+        self.happens(call, names[0].rpartition("/")[2] if names else "")
+        arn = request.headers.get("x-amzn-principal", "")
+        if call == "GET endpoint":
+            return json.dumps({"endpointAddress": "x.iot.amazonaws.com"})
+        if call == "GET _ministack":
+            return "ca"
+        if call == "GET things" and not names:
+            wanted = parse_qs(url.query)["attributeValue"][0]
+            listed = [{"thingName": name, "attributes": each} for name, each in self.things.items() if each.get("stack") == wanted]
+            return json.dumps({"things": listed})
+        if call == "POST things":
+            if self.things.setdefault(names[0], json.loads(body)["attributePayload"]["attributes"]) is None:
+                raise Refused(409, "ResourceAlreadyExistsException", "other attributes")
+            return "{}"
+        if kind == "things" and names[0] in self.things:
+            if call == "GET things":
+                return json.dumps({"attributes": self.things[names[0]]})
+            if call == "GET things principals":
+                return json.dumps({"principals": [self.arn(id) for id, c in self.certificates.items() if names[0] in c["things"]]})
+            if call == "DELETE things":
+                assert not any(names[0] in c["things"] for c in self.certificates.values())
+                return json.dumps(self.things.pop(names[0]) and {})
+            things = self.certificates[arn.rpartition("/")[2]]["things"]
+            (things.append if call.startswith("PUT") else things.remove)(names[0])
+            return "{}"
+        if call == "POST keys-and-certificate":
+            self.made += 1
+            id = f"c{self.made}"
+            self.certificate(id, "INACTIVE", [], [])
+            return json.dumps({"certificateArn": self.arn(id), "certificateId": id, "certificatePem": id,
+                               "keyPair": {"PrivateKey": "key"}})  # fmt: skip
+        if kind == "certificates" and names[0] in self.certificates:
+            found = self.certificates[names[0]]
+            if call.startswith("PUT"):
+                found["status"] = parse_qs(url.query)["newStatus"][0]
+            elif call.startswith("DELETE"):
+                assert (found["status"], found["things"], found["policies"]) == ("INACTIVE", [], [])
+                del self.certificates[names[0]]
+            found = {"certificateArn": self.arn(names[0]), "certificatePem": names[0], "status": found["status"]}
+            return json.dumps({"certificateDescription": found})
+        if kind == "attached-policies":
+            policies = self.certificates[names[0].rpartition("/")[2]]["policies"]
+            return json.dumps({"policies": [{"policyName": name} for name in policies]})
+        if kind == "target-policies":
+            policies = self.certificates[json.loads(body)["target"].rpartition("/")[2]]["policies"]
+            (policies.append if call.startswith("PUT") else policies.remove)(names[0])
+            return "{}"
+        code = "NoSuchBucket" if kind.startswith("del") else "ResourceNotFoundException"
+        raise Refused(404, code, "there is no such thing")
+
+    def arn(self, id):
+        return f"arn:aws:iot:{self.region}:{self.account}:cert/{id}"
+
+    def certificate(self, id, status="ACTIVE", things=("del-lily",), policies=("del-device",)):
+        self.certificates[id] = {"status": status, "things": list(things), "policies": list(policies)}
+
+
+@pytest.fixture
+def aws():
+    aws = Aws()
+    yield aws
+    aws.server.shutdown()
+    aws.server.server_close()
+
+
+@pytest.fixture
+def deployer(aws, tmp_path):
+    """Call the deployer: (exit code, all that it said). TARGET=aws finds the stand-in by its profile, as a company's
+    own endpoint is found; nobody is there to be asked, which is a "no"."""
+    (tmp_path / "config").write_text(f"[default]\nendpoint_url = {aws.url}\n")
+
+    def command(*arguments, target="local", **settings):
+        there = {"AWS_ENDPOINT_URL": aws.url} if target == "local" else {"AWS_CONFIG_FILE": str(tmp_path / "config")}
+        environment = {
+            "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_REGION": aws.region,
+            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "STACK": "del", "TARGET": target, **there,
+            **settings,
+        }  # fmt: skip
+        return [DEPLOY, *map(str, arguments)], environment
+
+    def deployer(*arguments, target="local", **settings):
+        command_line, environment = command(*arguments, target=target, **settings)
+        code, out, err = run(*command_line, environment=environment)
+        return code, out + err
+
+    deployer.command, deployer.devices, deployer.archives = command, tmp_path / "devices", tmp_path / "class"
+    return deployer
+
+
+def deletes(aws):
+    return [call for call in aws.calls if call.startswith("DELETE") or call.startswith("DeleteStack")]
+
+
+# --- the states of a stack --------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"])
+def test_a_first_creation_that_failed_is_deleted_by_deploy_and_only_told_by_plan(aws, deployer, state):
+    stack = aws.stack(state)
+    aws.event(stack, "del", "CREATE_IN_PROGRESS")
+    aws.event(stack, "Bucket", "CREATE_FAILED", "it exists already")
+    aws.event(stack, "del", "ROLLBACK_IN_PROGRESS")
+    code, said = deployer("plan", ZIP)
+    assert code == 2 and f"stack del is in {state}: its creation failed; Bucket: it exists already" in said
+    assert "would be deleted and made anew" in said and aws.calls == []
+    code, said = deployer("up", ZIP, target="aws")
+    assert code == 1 and "Delete what is left of stack del" in said and aws.calls == []  # nobody said yes
+    code, said = deployer("up", ZIP)
+    assert "no model in s3://" in said  # it went on, to what comes next
+    assert aws.calls[0] == "DeleteStack 1" and aws.status(stack) == "DELETE_COMPLETE"
+    assert aws.status(aws.find("del")) == "CREATE_COMPLETE"
+
+
+def test_an_update_that_could_not_be_taken_back_is_continued_and_nothing_is_deleted(aws, deployer):
+    stack = aws.stack("UPDATE_ROLLBACK_FAILED")
+    stack["outputs"] = {"BucketName": "del-b"}
+    aws.event(stack, "del", "UPDATE_ROLLBACK_IN_PROGRESS")
+    aws.event(stack, "Function", "UPDATE_FAILED", "its code is gone")
+    code, said = deployer("plan", ZIP)
+    assert code == 2 and "Function: its code is gone; its roll-back would be continued" in said and aws.calls == []
+    aws.continue_fails = "Function", "UPDATE_FAILED", "still gone"
+    code, said = deployer("up", ZIP)
+    assert code == 1 and "Function: still gone" in said and "`make deploy` continues again" in said
+    aws.continue_fails = None
+    code, said = deployer("up", ZIP)
+    assert "bucket del-b is there" in said and aws.status(stack) == "UPDATE_ROLLBACK_COMPLETE"
+    assert aws.calls == ["ContinueUpdateRollback 1"] * 2
+
+
+def test_a_failed_deletion_names_what_stands_in_the_way_and_the_second_finishes(aws, deployer):
+    stack = aws.stack("CREATE_COMPLETE")
+    aws.delete_fails = "Bucket", "DELETE_FAILED", "it is not empty"
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and "could not be deleted (Bucket: it is not empty)" in said and "`make destroy` again" in said
+    for command in ("plan", "up"):
+        code, said = deployer(command, ZIP)
+        assert code == 1 and "in DELETE_FAILED; Bucket: it is not empty" in said and "`make destroy` again" in said
+    aws.delete_fails = None
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and aws.status(stack) == "DELETE_COMPLETE", said
+
+
+@pytest.mark.parametrize(
+    "state, then",
+    [
+        ("CREATE_IN_PROGRESS", "CREATE_COMPLETE"), ("UPDATE_IN_PROGRESS", "UPDATE_COMPLETE"),
+        ("UPDATE_ROLLBACK_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE"), ("UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_COMPLETE"),
+        ("ROLLBACK_IN_PROGRESS", "ROLLBACK_COMPLETE"), ("DELETE_IN_PROGRESS", "DELETE_COMPLETE"),
+    ],
+)  # fmt: skip
+def test_what_is_moving_is_waited_for_and_said_once(aws, deployer, state, then):
+    aws.stack(state, state, state, then)
+    code, said = deployer("plan", ZIP)
+    assert code == 2, said
+    assert said.count(f"stack del is in {state}: waiting for it, 15 minutes at most") == 1
+    assert deletes(aws) == (["DeleteStack 2"] if then == "DELETE_COMPLETE" else [])  # only plan's own, empty one
+
+
+def test_a_state_that_no_command_here_leads_to_is_said(aws, deployer):
+    aws.stack("IMPORT_ROLLBACK_FAILED")
+    code, said = deployer("up", ZIP)
+    assert code == 1 and "roll it back in the CloudFormation console" in said and aws.calls == []
+
+
+# --- another terminal -------------------------------------------------------
+
+
+def test_plan_leaves_nothing_and_takes_nothing(aws, deployer):
+    assert deployer("plan", ZIP)[0] == 2
+    assert deletes(aws) == ["DeleteStack 1"] and aws.sets == {}
+    aws.calls.clear()
+    waiting = aws.stack("REVIEW_IN_PROGRESS", tags={})
+    assert deployer("plan", ZIP)[0] == 2
+    assert deletes(aws) == [] and aws.status(waiting) == "REVIEW_IN_PROGRESS"  # it was there before
+
+
+def other_set(aws):
+    aws.change_set(aws.find("del"))
+
+
+def other_deploy(aws):
+    stack = aws.find("del")
+    aws.ExecuteChangeSet({"ChangeSetName": aws.change_set(stack)})
+
+
+def other_stack(aws):
+    aws.DeleteStack({"StackName": "del"})
+    aws.find("del")["script"] = ["DELETE_COMPLETE"]
+    aws.stack("CREATE_COMPLETE")
+
+
+@pytest.mark.parametrize("race", [other_set, other_deploy, other_stack])
+@pytest.mark.parametrize("command, target", [("plan", "local"), ("up", "aws")])
+def test_a_no_never_deletes_what_another_terminal_has_made_meanwhile(aws, deployer, race, command, target):
+    aws.before["DeleteChangeSet"] = lambda: race(aws)
+    code, said = deployer(command, ZIP, target=target)
+    assert code == (2 if command == "plan" else 1), said
+    assert deletes(aws) == [] and aws.status(aws.find("del")) in ("REVIEW_IN_PROGRESS", "CREATE_COMPLETE")
+
+
+def test_destroy_deletes_the_stack_that_it_listed_and_no_other(aws, deployer):
+    aws.stack("CREATE_COMPLETE")
+    # The first look is answered; before the second, the stack is another.
+    aws.before["DescribeStacks"] = lambda: aws.before.update(DescribeStacks=lambda: other_stack(aws))
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and "is not the one that was listed any more" in said
+    assert deletes(aws) == [] and aws.status(aws.find("del")) == "CREATE_COMPLETE"
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and deletes(aws) == ["DeleteStack 2"], said
+
+
+# --- somebody else's --------------------------------------------------------
+
+FOREIGN = {"no tags": {}, "another project": {**OURS, "project": "x"}, "another stack's": {**OURS, "stack": "x"}}
+
+
+@pytest.mark.parametrize("command", ["destroy", "up", "plan", "bucket"])
+@pytest.mark.parametrize("tags", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("state", ["UPDATE_COMPLETE", "ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED"])
+def test_a_foreign_stack_is_left_alone(aws, deployer, command, tags, state):
+    aws.stack(state, tags=tags)
+    code, said = deployer(command, *([ZIP] if command in ("up", "plan") else []))
+    assert code == 1 and "has no tag project=iris-workshop" in said and "choose another STACK" in said
+    assert aws.calls == []
+
+
+def test_a_foreign_stack_under_review_is_not_destroyed_and_ours_is(aws, deployer):
+    stack = aws.stack("REVIEW_IN_PROGRESS", tags={})
+    theirs = aws.change_set(stack, tags={})
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and "has no tag" in said and aws.calls == []
+    aws.sets[theirs]["tags"] = OURS
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and deletes(aws) == ["DeleteStack 1"], said
+
+
+def test_a_thing_of_the_same_attribute_but_not_ours_stays(aws, deployer):
+    aws.things |= {"del-lily": OURS, "del-theirs": {"stack": "del"}, "other-lily": OURS}
+    aws.certificate("c1")
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and list(aws.things) == ["del-theirs", "other-lily"] and aws.certificates == {}, said
+
+
+def test_a_thing_that_has_become_somebody_elses_meanwhile_stays(aws, deployer):
+    aws.things["del-lily"] = OURS
+    aws.certificate("c1")
+    aws.before["GET certificates"] = aws.before["GET things"] = lambda: aws.before.update(
+        {"GET things": lambda: aws.things.update({"del-lily": {}})}
+    )
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert "del-lily is not ours any more: it stays" in said and list(aws.certificates) == ["c1"] and deletes(aws) == []
+
+
+def test_a_certificate_with_other_rights_too_is_only_detached(aws, deployer):
+    aws.things["del-lily"] = OURS
+    aws.certificate("c1", policies=["del-device", "theirs"])
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and "certificate c1 has other policies" in said
+    assert aws.certificates["c1"] == {"status": "ACTIVE", "things": [], "policies": ["del-device", "theirs"]}
+
+
+# --- another target, account, region or stack -------------------------------
+
+
+def place(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+ELSEWHERES = {"account": {"account": ELSEWHERE}, "region": {"region": "eu-west-1"}, "target": {"target": "aws"}, "stack": {"STACK": "del2"}}
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERES)
+@pytest.mark.parametrize("command", [["destroy"], ["device", "lily"]])
+def test_a_devices_keys_are_not_touched_from_elsewhere(aws, deployer, elsewhere, command):
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
+    before, settings = place(deployer.devices), {"YES": "1"}
+    for name, value in ELSEWHERES[elsewhere].items():
+        if name in ("account", "region"):
+            setattr(aws, name, value)
+        else:
+            settings[name] = value
+    aws.things.clear()  # there, it is another cloud
+    code, said = deployer(*command, "--dir", deployer.devices, **settings)
+    assert place(deployer.devices) == before
+    assert "nothing of stack" in said or "belongs to another stack, account or region" in said
+
+
+def test_without_a_folder_each_place_has_its_own(aws, deployer):
+    folders = set()
+    for settings in ({}, {"target": "aws"}, {"STACK": "del2"}):
+        for aws.account, aws.region in ((HERE, "us-east-1"), (ELSEWHERE, "us-east-1"), (HERE, "eu-west-1")):
+            code, said = deployer("device-dir", "lily", **settings)
+            target, stack = settings.get("target", "local"), settings.get("STACK", "del")
+            assert (code, said) == (0, f"target/devices/{target}/{aws.account}-{aws.region}/{stack}/lily\n")
+            folders.add(said)
+    assert len(folders) == 9
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERES)
+def test_class_destroy_from_elsewhere_keeps_the_class_keys(aws, deployer, elsewhere):
+    """The only copy of thirty people's keys, and a command typed without TARGET=aws."""
+    deployer.archives.mkdir()
+    mark = {**OURS, "target": "local", "account": HERE, "region": "us-east-1"}
+    (deployer.archives / "class.json").write_text(json.dumps(mark))
+    (deployer.archives / "del01.zip").write_text("keys")
+    before, settings = place(deployer.archives), {"YES": "1"}
+    for name, value in ELSEWHERES[elsewhere].items():
+        if name in ("account", "region"):
+            setattr(aws, name, value)
+        else:
+            settings[name] = value
+    code, said = deployer("class-destroy", "--dir", deployer.archives, **settings)
+    assert code == 1 and "it may hold another class's only keys and is left alone" in said
+    assert place(deployer.archives) == before and aws.calls == []
+    aws.account, aws.region = HERE, "us-east-1"
+    code, said = deployer("class-destroy", "--dir", deployer.archives)  # from here it goes
+    assert code == 0 and not deployer.archives.exists(), said
+
+
+def test_class_destroy_takes_only_stacks_that_are_ours_too(aws, deployer):
+    theirs = aws.stack("CREATE_COMPLETE", name="del01", tags={"class": "del"})
+    ours = aws.stack("CREATE_COMPLETE", name="del02", tags={**OURS, "stack": "del02", "class": "del"})
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 0 and "stack del01" not in said, said
+    assert (aws.status(theirs), aws.status(ours)) == ("CREATE_COMPLETE", "DELETE_COMPLETE")
+
+
+# --- interrupted ------------------------------------------------------------
+
+MAKING = ["POST things", "POST keys-and-certificate", "PUT things principals", "PUT target-policies", "PUT certificates"]
+UNMAKING = ["PUT certificates", "POST target-policies", "DELETE things principals", "DELETE certificates", "DELETE things"]
+
+
+@pytest.mark.parametrize("step", MAKING)
+def test_a_device_whose_making_was_broken_off_is_made_or_taken_away_whole(aws, deployer, step):
+    for command, left in ((["device", "lily"], 1), (["destroy"], 0)):
+        aws.refuse[step] = True
+        assert deployer("device", "lily", "--dir", deployer.devices)[0] == 1
+        aws.refuse.clear()
+        code, said = deployer(*command, "--dir", deployer.devices)
+        assert code == 0, said
+        good = {"status": "ACTIVE", "things": ["del-lily"], "policies": ["del-device"]}
+        assert list(aws.certificates.values()) == [good] * left and len(aws.things) == left
+        assert deployer("destroy", "--dir", deployer.devices)[0] == 0
+        assert not aws.certificates and not aws.things and not deployer.devices.exists()
+
+
+@pytest.mark.parametrize("folder", ["with its folder", "from another machine"])
+@pytest.mark.parametrize("step", UNMAKING)
+def test_a_devices_end_that_was_broken_off_is_finished_by_the_next_run(aws, deployer, step, folder):
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
+    if folder == "from another machine":
+        deployer.devices.rename(deployer.devices.with_name("theirs"))
+    aws.calls.clear()
+    aws.refuse[step] = True
+    assert deployer("destroy", "--dir", deployer.devices)[0] == 1
+    if step != UNMAKING[0]:
+        assert all(each["status"] == "INACTIVE" for each in aws.certificates.values())  # it was switched off first
+    aws.refuse.clear()
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and not aws.certificates and not aws.things and not deployer.devices.exists(), said
+    order = [" ".join(call.split()[:3 if "principals" in call else 2]) for call in aws.calls]
+    assert [each for each in UNMAKING if each in order] == sorted(UNMAKING, key=order.index)
+
+
+def test_ctrl_c_between_two_devices_stops_and_the_same_command_goes_on(aws, deployer):
+    command, environment = deployer.command("device", "load", "--count", "1000", "--dir", deployer.devices)
+    making = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while len(aws.certificates) < 3:
+        time.sleep(0.01)
+    making.send_signal(signal.SIGINT)
+    _, said = making.communicate(timeout=20)
+    made = len(aws.things)
+    assert making.returncode == 1 and f"stopped after {made} of 1000 devices: the same command goes on" in said
+    assert 3 <= made < 900 and all(each["policies"] and each["things"] for each in aws.certificates.values())
+    code, said = deployer("device", "load", "--count", made + 2, "--dir", deployer.devices)
+    assert code == 0 and f"{made + 2} devices, 2 of them new" in said
+
+
+# --- dead letters -----------------------------------------------------------
+
+
+def test_a_dead_letter_is_nobody_elses_as_long_as_it_is_asked_again(aws, deployer):
+    """Ten calls together take longer than SQS was asked to hide them for."""
+    aws.stack("CREATE_COMPLETE")["outputs"] = {"DeadLettersUrl": f"{aws.url}/1/del-dead-letters"}
+    aws.letters, aws.call_takes = {f"m{n}": 0 for n in range(10)}, 0.5
+    code, said = deployer("redrive", "--ours", 4)
+    assert code == 0 and "10 dead letters asked again and answered" in said and not aws.letters, said
+    assert [id for id, _ in aws.asked] == [f"m{n}" for n in range(10)]
+    assert min(left for _, left in aws.asked) > 1  # the most that a call may take
