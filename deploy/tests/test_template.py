@@ -202,10 +202,14 @@ def test_the_dashboard_finds_the_classes_of_any_model(template):
 def test_a_device_is_bound_to_its_own_name(template):
     policy = list(statements(template["Resources"]["DevicePolicy"]))
     assert [each["Action"] for each in policy] == ["iot:Connect", "iot:Publish", "iot:Subscribe", "iot:Receive"]
-    places = ["client", "topic/${AWS::StackName}/request", "topicfilter/${AWS::StackName}/response"]
-    for statement, place in zip(policy, [*places, "topic/${AWS::StackName}/response"], strict=True):
-        arn = statement["Resource"]["Fn::Sub"]
-        assert arn.endswith(f":{place}/${{!iot:Connection.Thing.ThingName}}")
+    request, response = "${AWS::StackName}/request", "${AWS::StackName}/response"
+    ingest = f"topic/$aws/rules/${{AWS::StackName}}_rule/{request}"  # the same question, past the broker
+    places = [["client"], [f"topic/{request}", ingest], [f"topicfilter/{response}"], [f"topic/{response}"]]
+    for statement, wanted in zip(policy, places, strict=True):
+        resources = statement["Resource"]
+        arns = resources if isinstance(resources, list) else [resources]
+        for arn, place in zip(arns, wanted, strict=True):
+            assert arn["Fn::Sub"].endswith(f":{place}/${{!iot:Connection.Thing.ThingName}}")
     assert policy[0]["Condition"] == {"Bool": {"iot:Connection.Thing.IsAttached": "true"}}
 
 

@@ -34,6 +34,7 @@ def changed(cell: str, path: Path, names: list[str]) -> str:
     features = [f'    ({json.dumps(name)}, "", [-1e4, 1e4]),' for name in names]
     new = {
         ":env MY_STACK": ":env MY_STACK=cellar",
+        "const MY_STACK": 'const MY_STACK: &str = "cellar";',
         "const FILE": f"const FILE: &str = {json.dumps(str(path))};",
         "const MISSING": 'const MISSING: &str = "?";',
         "const TARGET": 'const TARGET: &str = "Cultivar";',
