@@ -1,4 +1,5 @@
-//! What a person may do who deploys one stack, and no more.
+//! What a person may do who deploys one stack: all calls are about it. Its roles are theirs to write, so this is not yet
+//! a limit on what they could reach (`deploy/AWS.md`, 3).
 
 use anyhow::{Context, Result};
 use serde_json::Value;
