@@ -103,6 +103,8 @@ pub struct Cloud {
     pub stack: StackName,
     /// 12 digits.
     pub account: String,
+    /// ARN of who asks.
+    pub caller: String,
     /// Such as `eu-west-1`.
     pub region: String,
     /// The class that the stack is made for, if it is one of many.
@@ -158,7 +160,21 @@ impl Cloud {
     /// # Errors
     /// When the cloud does not answer or the credentials are refused, with the next step.
     pub async fn connect(target: Target, stack: StackName, yes: bool) -> Result<Self> {
-        let (config, cloud) = Self::configure(target).await?;
+        let (config, called) = Self::configure(target).await?;
+        Self::identify(config, &called, target, stack, yes).await
+    }
+
+    /// The rest of [`Self::connect`], with a configuration that is there.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn identify(
+        config: SdkConfig,
+        called: &str,
+        target: Target,
+        stack: StackName,
+        yes: bool,
+    ) -> Result<Self> {
         let region = config
             .region()
             .context("no AWS region is set: export AWS_REGION=…")?
@@ -174,7 +190,7 @@ impl Cloud {
             .get_caller_identity()
             .send()
             .await
-            .with_context(|| format!("no answer from {cloud}"))?;
+            .with_context(|| format!("no answer from {called}"))?;
         let account = identity
             .account()
             .context("the caller's identity has no account")?
@@ -184,6 +200,7 @@ impl Cloud {
             target,
             stack,
             account,
+            caller: identity.arn.unwrap_or_default(),
             region,
             class: None,
             yes,

@@ -43,7 +43,7 @@ impl Finding {
 /// # Errors
 /// When the target and the settings do not go together.
 pub async fn examine(target: Target, stack: StackName) -> Result<bool> {
-    let (config, _) = Cloud::configure(target).await?;
+    let (config, called) = Cloud::configure(target).await?;
     let mut healthy = true;
     let mut print = |what: &str, finding: Finding| match finding {
         Finding::Ok(detail) => println!("ok             {what:<12} {detail}"),
@@ -57,7 +57,7 @@ pub async fn examine(target: Target, stack: StackName) -> Result<bool> {
         "credentials",
         Finding::or_unasked(credentials(&config).await),
     );
-    let cloud = match Cloud::connect(target, stack, false).await {
+    let cloud = match Cloud::identify(config, &called, target, stack, false).await {
         Ok(cloud) => cloud,
         Err(e) => {
             let next = "set the region and the credentials as deploy/AWS.md says, then ask again";
@@ -65,13 +65,7 @@ pub async fn examine(target: Target, stack: StackName) -> Result<bool> {
             return Ok(false);
         }
     };
-    let caller = aws_sdk_sts::Client::new(&cloud.config)
-        .get_caller_identity()
-        .send()
-        .await;
-    let caller = caller.map(|caller| caller.arn().unwrap_or_default().to_owned());
-    let caller = caller.context("who is asking?")?;
-    print("account", account(&cloud, &caller));
+    print("account", account(&cloud));
     print("clock", Finding::or_unasked(clock(&cloud).await));
     print("AWS IoT", Finding::or_unasked(broker(&cloud).await));
     print("quota", Finding::or_unasked(quota(&cloud).await));
@@ -85,7 +79,7 @@ pub async fn examine(target: Target, stack: StackName) -> Result<bool> {
     );
     print(
         "rights",
-        Finding::or_unasked(rights(&iam, &caller, &policy, cloud.target).await),
+        Finding::or_unasked(rights(&iam, &cloud.caller, &policy, cloud.target).await),
     );
     Ok(healthy)
 }
@@ -137,7 +131,8 @@ fn lasting(frozen: bool, ends: Option<SystemTime>, now: SystemTime) -> Finding {
     }
 }
 
-fn account(cloud: &Cloud, caller: &str) -> Finding {
+fn account(cloud: &Cloud) -> Finding {
+    let caller = cloud.caller.as_str();
     let partition = caller.split(':').nth(1).unwrap_or("?");
     let detail = format!(
         "{} in {}, partition {partition}, as {}",

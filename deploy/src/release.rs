@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use aws_sdk_cloudformation::types::Stack;
 use aws_sdk_s3::primitives::DateTimeFormat;
 use clap::{Args, ValueEnum};
 use iris_fn::Model;
@@ -45,10 +46,9 @@ pub struct Settings {
 impl Settings {
     /// The template's parameters about money. What is not set stays as it was deployed: a later deploy by somebody else
     /// takes no budget away. A budget is the account's, so a class has none in each stack.
-    async fn about_money(&self, cloud: &Cloud) -> Result<[(&'static str, String); 3]> {
-        let deployed = stack::describe(cloud).await?;
+    fn about_money(&self, cloud: &Cloud, deployed: Option<&Stack>) -> [(&'static str, String); 3] {
         let parameter = |key: &'static str, given: Option<String>, first: &str| {
-            let before = deployed.as_ref().and_then(|s| stack::parameter(s, key));
+            let before = deployed.and_then(|s| stack::parameter(s, key));
             (
                 key,
                 given.unwrap_or_else(|| before.unwrap_or(first).to_owned()),
@@ -59,11 +59,11 @@ impl Settings {
             None => self.budget_email.clone(),
         };
         let dollars = self.budget_dollars.map(|dollars| dollars.to_string());
-        Ok([
+        [
             parameter("BudgetEmail", budget, ""),
             parameter("BudgetDollars", dollars, "10"),
             parameter("AlarmTopic", self.alarm_topic.clone(), ""),
-        ])
+        ]
     }
 }
 
@@ -77,39 +77,25 @@ fn warning(target: Target, is_new: bool) -> Result<Option<String>> {
 struct Plan {
     code: Code,
     changes: Option<ChangeSet>,
+    /// The template's, but for the one about the checks.
+    parameters: Vec<(&'static str, String)>,
     /// `$LATEST` or the zip is not what `live` runs.
     new_version: bool,
     /// A version has passed the checks: the rule may call `live`.
     checked: bool,
 }
 
-/// The stack's parameters for this code.
-async fn parameters(
-    cloud: &Cloud,
-    code: &Code,
-    settings: &Settings,
+/// The template's parameter that lets the rule call `live`.
+const CHECKED: &str = "Checked";
+
+/// The template's parameters, and whether the rule may call `live`.
+fn all<'p>(
+    parameters: &'p [(&'static str, String)],
     checked: bool,
-) -> Result<Vec<(&'static str, String)>> {
-    let mut parameters = vec![
-        ("CodeKey", code.key()),
-        ("Architecture", settings.arch.as_lambda().to_owned()),
-        ("KeepWarm", settings.keep_warm.clone()),
-        ("Checked", checked.to_string()),
-    ];
-    parameters.extend(settings.about_money(cloud).await?);
-    Ok(parameters)
-}
-
-fn borrowed<'p>(parameters: &'p [(&'static str, String)]) -> Vec<(&'static str, &'p str)> {
-    let pairs = parameters.iter();
-    pairs.map(|(key, value)| (*key, value.as_str())).collect()
-}
-
-/// Whether a version of the stack has passed the checks before.
-async fn was_checked(cloud: &Cloud) -> Result<bool> {
-    let stack = stack::describe(cloud).await?;
-    let checked = stack.as_ref().and_then(|s| stack::parameter(s, "Checked"));
-    Ok(checked == Some("true"))
+) -> Vec<(&'static str, &'p str)> {
+    let others = parameters.iter().map(|(key, value)| (*key, value.as_str()));
+    let checked = if checked { "true" } else { "false" };
+    others.chain([(CHECKED, checked)]).collect()
 }
 
 impl Plan {
@@ -148,12 +134,19 @@ impl Plan {
         if let Some(warning) = warning(cloud.target, live.is_none())? {
             println!("cost      {warning}");
         }
-        let checked = was_checked(cloud).await?;
+        let deployed = stack::describe(cloud).await?;
+        let before = deployed.as_ref();
+        let checked = before.and_then(|s| stack::parameter(s, CHECKED)) == Some("true");
         if !checked {
             println!("rule      is off until the new version has passed the checks");
         }
-        let parameters = parameters(cloud, &code, settings, checked).await?;
-        let changes = ChangeSet::prepare(cloud, &borrowed(&parameters)).await?;
+        let mut parameters = vec![
+            ("CodeKey", code.key()),
+            ("Architecture", settings.arch.as_lambda().to_owned()),
+            ("KeepWarm", settings.keep_warm.clone()),
+        ];
+        parameters.extend(settings.about_money(cloud, before));
+        let changes = ChangeSet::prepare(cloud, &all(&parameters, checked)).await?;
         match &changes {
             Some(changes) => changes.print(),
             None => println!("stack     {}: no changes", cloud.stack),
@@ -161,6 +154,7 @@ impl Plan {
         Ok(Self {
             code,
             changes,
+            parameters,
             new_version,
             checked,
         })
@@ -221,6 +215,7 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     let Plan {
         code,
         changes,
+        parameters,
         new_version,
         checked,
     } = Plan::make(cloud, zip, settings).await?;
@@ -264,12 +259,9 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
         return Err(e).with_context(|| format!("version {version} fails, and stays{rule}"));
     }
     move_live(cloud, &version).await?;
-    if !checked {
-        let parameters = parameters(cloud, &code, settings, true).await?;
-        if let Some(changes) = ChangeSet::prepare(cloud, &borrowed(&parameters)).await? {
-            println!("the version has passed: the rule is switched on");
-            changes.execute(cloud).await?;
-        }
+    if !checked && let Some(changes) = ChangeSet::prepare(cloud, &all(&parameters, true)).await? {
+        println!("the version has passed: the rule is switched on");
+        changes.execute(cloud).await?;
     }
     code.delete_older(cloud).await?;
     println!(

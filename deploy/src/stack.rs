@@ -136,10 +136,9 @@ impl ChangeSet {
     pub async fn prepare(cloud: &Cloud, parameters: &[(&str, &str)]) -> Result<Option<Self>> {
         let cf = client(cloud);
         let stack = cloud.stack.to_string();
-        let before = describe(cloud).await?;
-        let there = match state(cloud).await? {
-            State::There(stack) => Some(stack),
-            State::Absent => None,
+        let (there, made_stack) = match state(cloud).await? {
+            State::There(stack) => (Some(stack), false),
+            State::Absent { review } => (None, !review),
             State::Unfinished(stack) | State::Stuck(stack) => {
                 bail!("{}: `make deploy` puts it right", condition(&stack))
             }
@@ -188,7 +187,7 @@ impl ChangeSet {
             id: made.id.context("the change set has no id")?,
             stack_id: made.stack_id.context("the change set has no stack")?,
             creates,
-            made_stack: before.is_none(),
+            made_stack,
             changes: Vec::new(),
         };
         match ready(&cf, &stack, &set.id, cloud.poll()).await {
@@ -444,8 +443,8 @@ async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Durat
 
 /// What a deploy can start from.
 enum State {
-    /// No stack, or one that only holds change sets which were never executed.
-    Absent,
+    /// No stack, or one in `review`, which only holds change sets that were never executed.
+    Absent { review: bool },
     /// One that a change set can update.
     There(Stack),
     /// Its first creation failed: it can only be deleted.
@@ -460,14 +459,12 @@ enum State {
 /// When it is not ours, or in a state that needs a person: with the next step.
 async fn state(cloud: &Cloud) -> Result<State> {
     let Some(stack) = quiet(cloud).await? else {
-        return Ok(State::Absent);
+        return Ok(State::Absent { review: false });
     };
     let status = stack.stack_status().context("the stack has no status")?;
-    if matches!(
-        status,
-        StackStatus::ReviewInProgress | StackStatus::DeleteComplete
-    ) {
-        return Ok(State::Absent);
+    let review = *status == StackStatus::ReviewInProgress;
+    if review || *status == StackStatus::DeleteComplete {
+        return Ok(State::Absent { review });
     }
     ours::stack(cloud, &stack)?;
     Ok(match status {
@@ -529,7 +526,7 @@ async fn quiet(cloud: &Cloud) -> Result<Option<Stack>> {
 /// What a deploy would have to put right in the stack before it can begin.
 pub async fn to_repair(cloud: &Cloud) -> Result<Option<String>> {
     Ok(match state(cloud).await? {
-        State::Absent | State::There(_) => None,
+        State::Absent { .. } | State::There(_) => None,
         State::Unfinished(stack) => {
             Some(unfinished(cloud, &stack).await? + "would be deleted and made anew")
         }
@@ -569,7 +566,7 @@ async fn repaired(cloud: &Cloud) -> Result<State> {
                 cloud.stack
             );
             delete(cloud, &stack).await?;
-            Ok(State::Absent)
+            Ok(State::Absent { review: false })
         }
         State::Stuck(stack) => {
             println!("{}its roll-back is continued", stuck(cloud, &stack).await?);
@@ -595,10 +592,12 @@ async fn repaired(cloud: &Cloud) -> Result<State> {
 async fn causes(cloud: &Cloud, stack: &Stack, kind: &str) -> Result<String> {
     let failed = format!("{kind}_FAILED");
     let found = failures_since_begin(cloud, stack, &failed).await?;
-    Ok(found
-        .iter()
-        .map(|(resource, reason)| format!("; {resource}: {reason}"))
-        .collect())
+    Ok(listed(&found))
+}
+
+fn listed(failures: &[(String, String)]) -> String {
+    let line = |(resource, reason): &(String, String)| format!("; {resource}: {reason}");
+    failures.iter().map(line).collect()
 }
 
 /// Resource and reason for each that is `failed` since the stack's last operation began.
@@ -709,7 +708,7 @@ pub async fn delete(cloud: &Cloud, stack: &Stack) -> Result<()> {
             return Ok(());
         };
         let left = failures_since_begin(cloud, &failed, "DELETE_FAILED").await?;
-        let mut reason = causes(cloud, &failed, "DELETE").await?;
+        let mut reason = listed(&left);
         if reason.is_empty() {
             reason = failed
                 .stack_status_reason()

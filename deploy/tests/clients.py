@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -194,6 +195,20 @@ class Cloud:
     def alias(self):
         alias = self.client("lambda").get_alias(FunctionName=FUNCTION, Name="live")
         return alias["FunctionVersion"], alias["RevisionId"]
+
+
+@contextmanager
+def deployed_cloud(folder, model, **settings):
+    """A cloud with a bucket, a model and a function that answers by it."""
+    cloud = Cloud(folder / "local", folder / "devices")
+    cloud.must("local", **settings)
+    try:
+        cloud.must("bucket")
+        cloud.publish(model)
+        cloud.must("deploy")
+        yield cloud
+    finally:
+        cloud.must("stop")
 
 
 class Device:

@@ -501,16 +501,22 @@ def place(folder):
 ELSEWHERES = {"account": {"account": ELSEWHERE}, "region": {"region": "eu-west-1"}, "target": {"target": "aws"}, "stack": {"STACK": "del2"}}
 
 
-@pytest.mark.parametrize("elsewhere", ELSEWHERES)
-@pytest.mark.parametrize("command", [["destroy"], ["device", "lily"]])
-def test_a_devices_keys_are_not_touched_from_elsewhere(aws, deployer, elsewhere, command):
-    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
-    before, settings = place(deployer.devices), {"YES": "1"}
+def move(aws, elsewhere):
+    """Put the stand-in there; the deployer's settings for it."""
+    settings = {"YES": "1"}
     for name, value in ELSEWHERES[elsewhere].items():
         if name in ("account", "region"):
             setattr(aws, name, value)
         else:
             settings[name] = value
+    return settings
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERES)
+@pytest.mark.parametrize("command", [["destroy"], ["device", "lily"]])
+def test_a_devices_keys_are_not_touched_from_elsewhere(aws, deployer, elsewhere, command):
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
+    before, settings = place(deployer.devices), move(aws, elsewhere)
     aws.things.clear()  # there, it is another cloud
     code, said = deployer(*command, "--dir", deployer.devices, **settings)
     assert place(deployer.devices) == before
@@ -535,12 +541,7 @@ def test_class_destroy_from_elsewhere_keeps_the_class_keys(aws, deployer, elsewh
     mark = {**OURS, "target": "local", "account": HERE, "region": "us-east-1"}
     (deployer.archives / "class.json").write_text(json.dumps(mark))
     (deployer.archives / "del01.zip").write_text("keys")
-    before, settings = place(deployer.archives), {"YES": "1"}
-    for name, value in ELSEWHERES[elsewhere].items():
-        if name in ("account", "region"):
-            setattr(aws, name, value)
-        else:
-            settings[name] = value
+    before, settings = place(deployer.archives), move(aws, elsewhere)
     code, said = deployer("class-destroy", "--dir", deployer.archives, **settings)
     assert code == 1 and "it may hold another class's only keys and is left alone" in said
     assert place(deployer.archives) == before and aws.calls == []

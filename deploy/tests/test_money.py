@@ -12,7 +12,7 @@ import botocore.session
 import cfnlint.decode
 import pytest
 from botocore import xform_name
-from clients import ACCOUNT, BUCKET, DEPLOY, REGION, ROOT, STACK, Cloud, run
+from clients import ACCOUNT, BUCKET, DEPLOY, REGION, ROOT, STACK, deployed_cloud, run
 
 TEMPLATE, _ = cfnlint.decode.decode(str(ROOT / "deploy/template.yaml"))
 TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:alarms"
@@ -20,16 +20,8 @@ TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:alarms"
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory, model):
-    folder = tmp_path_factory.mktemp("money")
-    cloud = Cloud(folder / "local", folder / "devices")
-    cloud.must("local", LAMBDA_ACCOUNT_CONCURRENCY="10")
-    try:
-        cloud.must("bucket")
-        cloud.publish(model)
-        cloud.must("deploy")
+    with deployed_cloud(tmp_path_factory.mktemp("money"), model, LAMBDA_ACCOUNT_CONCURRENCY="10") as cloud:
         yield cloud
-    finally:
-        cloud.must("stop")
 
 
 # --- the template -----------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from clients import (
-    ACCOUNT, BUCKET, FUNCTION, LABEL, REGION, ROW, STACK, TARGET, ZIP, Cloud, Device, iris, question, sha256, size,
+    ACCOUNT, BUCKET, FUNCTION, LABEL, REGION, ROW, STACK, TARGET, ZIP, Device, deployed_cloud, iris, question, sha256, size,
 )  # fmt: skip
 
 REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
@@ -23,17 +23,9 @@ MEMBERS = size(4, 30)
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory, model):
-    folder = tmp_path_factory.mktemp("rights")
-    cloud = Cloud(folder / "local", folder / "devices")
-    cloud.must("local")
-    try:
-        cloud.must("bucket")
-        cloud.publish(model)
-        cloud.must("deploy")
+    with deployed_cloud(tmp_path_factory.mktemp("rights"), model) as cloud:
         yield cloud
-    finally:
         code, *said = cloud.make("destroy")
-        cloud.must("stop")
     assert code == 0, said
 
 
