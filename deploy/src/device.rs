@@ -105,8 +105,14 @@ impl Broker {
 }
 
 /// Make the device, or find that it is there, and write `<dir>/<name>/{cert,key,ca}.pem` and
-/// `endpoint.json`.
-pub async fn create(cloud: &Cloud, name: &DeviceName, dir: &Path, port: u16) -> Result<()> {
+/// `endpoint.json`. `mosquitto`: also print the line that asks as this device with mosquitto.
+pub async fn create(
+    cloud: &Cloud,
+    name: &DeviceName,
+    dir: &Path,
+    port: u16,
+    mosquitto: bool,
+) -> Result<()> {
     let client_id = name.client_id(cloud);
     cloud.confirm(&format!("Make device {client_id} with a certificate"))?;
     let broker = Broker::of(cloud, port).await?;
@@ -117,7 +123,20 @@ pub async fn create(cloud: &Cloud, name: &DeviceName, dir: &Path, port: u16) -> 
         "is there"
     };
     println!("device {client_id} {done}: {}", dir.display());
+    if mosquitto {
+        println!("{}", mosquitto_line(cloud, &client_id, &dir, &broker));
+    }
     Ok(())
+}
+
+/// A shell command that asks as this device which model answers. It works from the folder in which it was printed.
+fn mosquitto_line(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> String {
+    let (stack, Broker { host, port, .. }) = (&cloud.stack, broker);
+    let dir = dir.display().to_string().replace('\'', r"'\''");
+    format!(
+        "(cd '{dir}' && mosquitto_rr -h {host} -p {port} -i {client_id} --cafile ca.pem --cert cert.pem --key key.pem \
+         -q 1 -t {stack}/request/{client_id} -e {stack}/response/{client_id} -m '{{\"request_id\": \"1\", \"describe\": true}}')"
+    )
 }
 
 /// The same for many, with a line about how far it is every two seconds.

@@ -107,6 +107,9 @@ enum Command {
         /// Port of MQTT over TLS
         #[arg(long, env = "IOT_MTLS_PORT", default_value_t = 8883)]
         port: u16,
+        /// Also print the line that asks as this device with mosquitto
+        #[arg(long, conflicts_with = "count")]
+        mosquitto: bool,
     },
     /// Print the folder of a device, or of all
     DeviceDir {
@@ -229,12 +232,14 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
             count: None,
             dir,
             port,
-        } => device::create(&cloud, &name, &devices(dir), port).await?,
+            mosquitto,
+        } => device::create(&cloud, &name, &devices(dir), port, mosquitto).await?,
         Command::Device {
             name,
             count: Some(count),
             dir,
             port,
+            ..
         } => device::create_all(&cloud, &name.numbered(count)?, &devices(dir), port).await?,
         Command::DeviceDir { name } => {
             let folder = devices(None);

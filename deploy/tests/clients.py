@@ -133,7 +133,7 @@ class Cloud:
         zip, name = changes.get("ZIP", self.zip), changes.get("NAME", "lily")
         arguments = {
             "plan": ["plan", zip], "deploy": ["up", zip], "publish": ["publish", changes.get("MODEL", MODEL)],
-            "device-dir": ["device-dir", name], "device": ["device", name, "--dir", self.devices], "destroy": ["destroy", "--dir", self.devices],
+            "device-dir": ["device-dir", name], "device": ["device", name, "--mosquitto", "--dir", self.devices], "destroy": ["destroy", "--dir", self.devices],
             "class": ["class", zip, "--dir", self.archives], "class-destroy": ["class-destroy", "--dir", self.archives],
         }  # fmt: skip
         return [DEPLOY, *arguments.get(target, [target])]
