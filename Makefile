@@ -148,7 +148,7 @@ device-dir: ## Print the folder of a device and nothing else: make -s device-dir
 	@$(MAKE) $(CLOUD) >&2
 	@$(DEPLOY) device-dir "$$NAME"
 
-dlq: $(CLOUD) ## List the questions that failed three times
+dlq: $(CLOUD) ## List the questions that failed
 	@$(DEPLOY) dlq
 
 redrive: $(CLOUD) ## Ask them again; the answers go to the devices

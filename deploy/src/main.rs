@@ -133,7 +133,7 @@ enum Command {
         #[arg(long)]
         request_id: Option<String>,
     },
-    /// List the questions that failed three times
+    /// List the questions that failed
     Dlq,
     /// Ask them again
     Redrive {

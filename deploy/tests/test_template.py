@@ -188,6 +188,34 @@ def test_logs_end_and_dead_letters_are_encrypted(template):
     assert template["Resources"]["DeadLetters"]["Properties"]["SqsManagedSseEnabled"] is True
 
 
+def test_a_failed_question_is_not_asked_again_when_nobody_waits_for_it(template):
+    """The client gives up after 15 s. AWS's retries come after one minute and two."""
+    retries = template["Resources"]["Retries"]["Properties"]
+    assert (retries["MaximumRetryAttempts"], retries["MaximumEventAgeInSeconds"]) == (0, 60)
+    assert retries["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+
+
+def test_no_failure_leaves_all_alarms_green(template):
+    """What the function counts is what an alarm looks at (iris_fn/src/metrics.rs)."""
+    alarms = {n: r["Properties"] for n, r in template["Resources"].items() if r["Type"] == "AWS::CloudWatch::Alarm"}
+    text = (ROOT / "iris_fn/src/metrics.rs").read_text()
+    counted = text.partition('NAMESPACE: &str = "')[2].partition('"')[0]
+    stack, code = {"Name": "stack", "Value": {"Ref": "AWS::StackName"}}, {"Name": "code", "Value": "model_unavailable"}
+    looks_at = {
+        "ErrorsAlarm": ("AWS/Lambda", "Errors", [{"Name": "FunctionName", "Value": {"Ref": "Function"}}]),
+        "DeadLettersAlarm": ("AWS/SQS", "ApproximateNumberOfMessagesVisible",
+                             [{"Name": "QueueName", "Value": {"Fn::GetAtt": ["DeadLetters", "QueueName"]}}]),
+        "NoModelAlarm": (counted, "refusals", [stack, code]),
+        "RefusedModelAlarm": (counted, "models_refused", [stack]),
+    }  # fmt: skip
+    assert {n: (a["Namespace"], a["MetricName"], a["Dimensions"]) for n, a in alarms.items()} == looks_at
+    assert all(f"| `{name}" in text for name in ("refusals", "models_refused")) and "model_unavailable" in text
+    for name, alarm in alarms.items():
+        assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (0, "GreaterThanThreshold")
+        # SQS stops reporting while letters lie there; the others are about calls, and there are none.
+        assert alarm["TreatMissingData"] == ("ignore" if name == "DeadLettersAlarm" else "notBreaching"), name
+
+
 def test_the_dashboard_finds_the_classes_of_any_model(template):
     """A model's classes are known only when it is published: they are searched for, by what their metrics begin with
     (iris_fn/src/metrics.rs)."""
