@@ -22,6 +22,7 @@ use crate::cloud::{Cloud, StackName, Target};
 use crate::device::{private_folder, write_private};
 use crate::models::{self, PUBLISH_ONE};
 use crate::ours;
+use crate::policy;
 use crate::stack::{self, count};
 
 /// The device that each archive holds; notebook 4 asks with this one.
@@ -105,6 +106,7 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         )
     })?;
     class.folder(cloud)?;
+    policy::ensure_boundary(cloud).await?;
     // Another person's stack of that name is not ours to change, or to delete with the class later.
     for name in &stacks {
         let member = cloud.member(name.clone());
