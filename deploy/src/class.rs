@@ -99,6 +99,7 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         "cannot read {}: run `make build` first",
         code.display()
     );
+    policy::ensure_boundary(cloud).await?;
     let model = models::current(cloud).await?.with_context(|| {
         format!(
             "stack {} has no model for its class: {PUBLISH_ONE}",
@@ -106,7 +107,6 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         )
     })?;
     class.folder(cloud)?;
-    policy::ensure_boundary(cloud).await?;
     // Another person's stack of that name is not ours to change, or to delete with the class later.
     for name in &stacks {
         let member = cloud.member(name.clone());

@@ -79,22 +79,24 @@ pub async fn find_boundary(cloud: &Cloud) -> Result<Option<String>> {
 /// When there is none on AWS.
 pub async fn ensure_boundary(cloud: &Cloud) -> Result<()> {
     let found = find_boundary(cloud).await;
-    match cloud.target {
-        // Who may not even read it all cannot bring it up to date.
-        Target::Local => match bring_boundary(cloud, found?).await {
-            made if refused(&made, "AccessDenied") => Ok(()),
-            made => made.map(drop),
-        },
-        Target::Aws => {
-            // Where one may not ask, CloudFormation says it.
+    let done = match (found, cloud.target) {
+        (Err(e), _) => Err(e),
+        (Ok(found), Target::Local) => bring_boundary(cloud, found).await.map(drop),
+        (Ok(found), Target::Aws) => {
             ensure!(
-                refused(&found, "AccessDenied") || found?.is_some(),
+                found.is_some(),
                 "account {} has no permissions boundary {BOUNDARY_NAME} yet: its owner runs `make boundary TARGET=aws`, \
                  once for all stacks",
                 cloud.account
             );
             Ok(())
         }
+    };
+    // Who may not look at it goes on: CloudFormation says when it is not there.
+    if refused(&done, "AccessDenied") {
+        Ok(())
+    } else {
+        done
     }
 }
 
@@ -103,8 +105,7 @@ pub async fn ensure_boundary(cloud: &Cloud) -> Result<()> {
 /// # Errors
 /// When the policy of this name is somebody else's, or the caller may not make it.
 pub async fn make_boundary(cloud: &Cloud) -> Result<()> {
-    let found = find_boundary(cloud).await;
-    let done = match found {
+    let done = match find_boundary(cloud).await {
         Ok(found) => bring_boundary(cloud, found).await,
         Err(e) => Err(e),
     };
