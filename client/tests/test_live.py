@@ -89,7 +89,8 @@ class Server:
         try:
             connection.request(method, path, body, {name: value for name, value in headers.items() if value})
             response = connection.getresponse()
-            return response.status, dict(response.getheaders()), response.read().decode()
+            endless = response.getheader("Content-Type") == "text/event-stream"
+            return response.status, dict(response.getheaders()), "" if endless else response.read().decode()
         finally:
             connection.close()
 
