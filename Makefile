@@ -170,6 +170,9 @@ tail: $(CLOUD) ## Print what the function logged about one request: make tail RE
 policy: $(CLOUD) ## Print the permissions that a person needs to deploy this stack
 	@$(DEPLOY) policy
 
+boundary: $(CLOUD) ## Make the permissions boundary that the policy demands (the account's owner, once)
+	@$(DEPLOY) boundary
+
 cost: setup ## Say what the stack costs on AWS, idle, in use and forgotten
 	@$(DEPLOY) cost
 
@@ -232,4 +235,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

@@ -7,6 +7,7 @@ tests/test_local.py also runs a MiniStack without them: there a newer version sh
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import inspect
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from ministack import app
 from ministack.app import _build_persistence_save_dict
+from ministack.core import iam_evaluator
 from ministack.core.iam_evaluator import AuthError
 from ministack.core.lambda_runtime import _LOCAL_WORKER_TTL, _lock, _workers, kill_workers
 from ministack.core.persistence import STATE_DIR, _json_default, _state_format_version
@@ -94,6 +96,55 @@ async def refuse_pages_from_elsewhere(serve, scope, receive, send):
     else:
         await send({"type": "http.response.start", "status": 403, "headers": []})
         await send({"type": "http.response.body", "body": b"not for web pages of other sites\n"})
+
+
+# --- rights as on AWS -------------------------------------------------------
+
+
+@instead_of(iam_evaluator, "_resolve_condition_key")
+def name_the_role_of_a_session(resolve, key, ctx):
+    """For MiniStack aws:PrincipalArn is the session's ARN; on AWS it is the ARN of the session's role."""
+    if key.lower() == "aws:principalarn" and ctx.principal_type == "AssumedRole":
+        return f"arn:aws:iam::{ctx.principal_account}:role/{ctx.principal_arn.split('/')[1]}"
+    return resolve(key, ctx)
+
+
+@instead_of(iam_evaluator, "_first_match")
+def fill_in_policy_variables(match, ctx, stmts, effect):
+    """MiniStack takes ${aws:PrincipalTag/stack} as it stands. Where a caller has no such key, nothing matches."""
+
+    def filled(text):
+        value = lambda found: iam_evaluator._resolve_condition_key(found[1], ctx) or "\ufffd"  # noqa: E731
+        return re.sub(r"\$\{([\w:/-]+)\}", value, text)
+
+    def made(each):
+        if "${" not in f"{each.resources}{each.conditions}":
+            return each
+        conditions = json.loads(filled(json.dumps(each.conditions)))
+        return dataclasses.replace(each, resources=[*map(filled, each.resources)], conditions=conditions)
+
+    return match(ctx, [*map(made, stmts)], effect)
+
+
+@instead_of(app, "_get_module")
+def keep_the_boundary_of_roles(load, name):
+    """CloudFormation drops a role's permissions boundary."""
+    is_new, module = name not in app._loaded_modules, load(name)
+    if is_new and name == "cloudformation":
+        iam = module.provisioners._iam
+        steps = module.provisioners._RESOURCE_HANDLERS["AWS::IAM::Role"]
+
+        def with_boundary(change, properties, *args):
+            boundary = args[properties].get("PermissionsBoundary")
+            if boundary and not iam._policy_exists(boundary):
+                raise ValueError(f"Scope ARN: {boundary} does not exist or is not attachable.")
+            name, attributes = change(*args)
+            iam._roles[name]["PermissionsBoundary"] = boundary
+            return name, attributes
+
+        for step, properties in ("create", 1), ("update", 2):
+            steps[step] = functools.partial(with_boundary, steps[step], properties)
+    return module
 
 
 # --- rules and functions as on AWS ------------------------------------------

@@ -18,6 +18,7 @@ use crate::function::{
     self, Code, LATEST, LIVE, code_sha256, configuration, live_version, move_live, same_behaviour,
 };
 use crate::models::{self, PUBLISH_ONE};
+use crate::policy;
 use crate::stack::{self, ChangeSet};
 
 /// What `plan` and `up` bring the stack to.
@@ -198,12 +199,13 @@ pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool
     Ok(something)
 }
 
-/// Deploy a code zip: bucket, upload, stack, new version, checks, and only then `live`.
+/// Deploy a code zip: boundary, bucket, upload, stack, new version, checks, and only then `live`.
 ///
 /// Each step can be done again, and starts from what is there: a deploy that was killed anywhere goes
 /// on with the same command.
 pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()> {
     let started = Instant::now();
+    policy::ensure_boundary(cloud).await?;
     stack::ensure_bucket(cloud).await?;
     let model = models::current(cloud).await?.with_context(|| {
         format!(

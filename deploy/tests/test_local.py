@@ -264,6 +264,35 @@ class Cloud:
         )["Datapoints"]  # fmt: skip
         return sum(point["Sum"] for point in points)
 
+    def looks(self, name, resource="*", **condition):
+        """Whether a role may look at itself, by a policy with this resource and condition."""
+        allowed = {"Effect": "Allow", "Action": "iam:GetRole", "Resource": resource, "Condition": condition}
+        trust = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": "*"}}
+        policy, trust = (json.dumps({"Version": "2012-10-17", "Statement": [each]}) for each in (allowed, trust))
+        iam, tags = self.client("iam"), [{"Key": "of", "Value": name}]
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust, Tags=tags)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=name, PolicyName="look", PolicyDocument=policy)
+        made = self.client("sts").assume_role(RoleArn=role, RoleSessionName="session")["Credentials"]
+        keys = {"aws_access_key_id": made["AccessKeyId"], "aws_secret_access_key": made["SecretAccessKey"]}
+        session = boto3.Session(**keys, aws_session_token=made["SessionToken"], region_name=REGION)
+        try:
+            return session.client("iam", endpoint_url=f"http://127.0.0.1:{self.gateway}").get_role(RoleName=name)
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "AccessDenied"
+            return False
+
+    def boundary_of_a_stacks_role(self):
+        """What CloudFormation makes of it."""
+        deny = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]}
+        iam, formation = self.client("iam"), self.client("cloudformation")
+        arn = iam.create_policy(PolicyName="bound", PolicyDocument=json.dumps(deny))["Policy"]["Arn"]
+        role = {"RoleName": "bound", "AssumeRolePolicyDocument": deny, "PermissionsBoundary": arn}
+        template = json.dumps({"Resources": {"Role": {"Type": "AWS::IAM::Role", "Properties": role}}})
+        formation.create_stack(StackName="bound", TemplateBody=template, Capabilities=["CAPABILITY_NAMED_IAM"])
+        formation.get_waiter("stack_create_complete").wait(StackName="bound", WaiterConfig={"Delay": 1})
+        made = iam.get_role(RoleName="bound")["Role"].get("PermissionsBoundary", {})
+        return made.get("PermissionsBoundaryArn") == arn
+
     def states(self):
         """Of the function and the stack that were under way when the cloud was killed."""
         [stack] = self.client("cloudformation").describe_stacks(StackName="half")["Stacks"]
@@ -602,6 +631,20 @@ def test_web_pages_of_other_sites_are_refused(shared):
     assert shared.get("/_ministack/health", Origin="http://localhost:8888")
 
 
+# --- rights as on AWS -------------------------------------------------------
+
+OWN = "arn:aws:iam::000000000000:role/${aws:PrincipalTag/of}"
+
+
+def test_a_policy_goes_by_the_callers_tags_and_role(shared):
+    assert shared.looks("tagged", OWN) and not shared.looks("strange", "arn:aws:iam::000000000000:role/${aws:PrincipalTag/no}")
+    assert shared.looks("named", ArnLike={"aws:PrincipalArn": OWN})
+
+
+def test_a_stacks_role_has_its_boundary(shared):
+    assert shared.boundary_of_a_stacks_role()
+
+
 # --- rules and functions as on AWS ------------------------------------------
 
 
@@ -653,6 +696,11 @@ FAULTS = {
     "require_device_certificates": lambda cloud: cloud.mqtt_answer() == CONNACK,
     "require_signed_websockets": lambda cloud: cloud.websocket_answer() == 101,
     "refuse_pages_from_elsewhere": lambda cloud: cloud.get("/_ministack/health", Origin="https://example.com"),
+    "name_the_role_of_a_session": lambda cloud: not cloud.looks(
+        "session", ArnLike={"aws:PrincipalArn": "arn:aws:iam::000000000000:role/session"}
+    ),
+    "fill_in_policy_variables": lambda cloud: not cloud.looks("variable", OWN),
+    "keep_the_boundary_of_roles": lambda cloud: not cloud.boundary_of_a_stacks_role(),
     "read_any_message": lambda cloud: not (cloud.rule_reads(TOO_DEEP) or cloud.rule_reads(TOO_LONG)),
     "answer_functions_at_once": lambda cloud: min(list(cloud.seconds(calls=12))[4:]) > 0.038,
     "end_idle_functions": lambda cloud: "idle functions ended: 0" in cloud.log.read_text(),

@@ -12,10 +12,11 @@ from pathlib import Path
 import cfnlint.decode
 import parliament
 import pytest
+from botocore.loaders import Loader
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "deploy/template.yaml"
-DEPLOYER = TEMPLATE.with_name("deployer-policy.json")
+DEPLOYER, BOUNDARY = (TEMPLATE.with_name(f"{name}-policy.json") for name in ("deployer", "boundary"))
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +64,11 @@ def iam_policies(template):
             yield name, resolved(policy["PolicyDocument"])
         if resource["Type"] == "AWS::S3::BucketPolicy":
             yield name, resolved(resource["Properties"]["PolicyDocument"])
-    text = DEPLOYER.read_text()
-    for name, value in {"<STACK>": "iris", "<ACCOUNT>": "123456789012", "<REGION>": "eu-west-1"}.items():
-        text = text.replace(name, value)
-    yield DEPLOYER.name, json.loads(text)
+    for path in (DEPLOYER, BOUNDARY):
+        text = path.read_text()
+        for name, value in {"<STACK>": "iris", "<ACCOUNT>": "123456789012", "<REGION>": "eu-west-1"}.items():
+            text = text.replace(name, value)
+        yield path.name, json.loads(text)
 
 
 def as_list(value):
@@ -79,7 +81,7 @@ CHECKED = {
     "MetricName Namespace OKActions Period Statistic Threshold TreatMissingData",
     "AWS::CloudWatch::Dashboard": "DashboardBody DashboardName",
     "AWS::Events::Rule": "Description Name ScheduleExpression Targets",
-    "AWS::IAM::Role": "AssumeRolePolicyDocument Policies RoleName",
+    "AWS::IAM::Role": "AssumeRolePolicyDocument PermissionsBoundary Policies RoleName Tags",
     "AWS::IoT::Policy": "PolicyDocument PolicyName",
     "AWS::IoT::TopicRule": "RuleName TopicRulePayload",
     "AWS::Lambda::Alias": "FunctionName FunctionVersion Name",
@@ -244,11 +246,19 @@ def test_a_device_is_bound_to_its_own_name(template):
 def test_parliament_finds_nothing_in_any_iam_policy(template):
     """It knows AWS's actions and which resources each takes, so it sees a right that could never be used."""
     policies = dict(iam_policies(template))
-    assert {"FunctionRole", "RuleRole", "BucketPolicy", DEPLOYER.name} == policies.keys()
+    assert {"FunctionRole", "RuleRole", "BucketPolicy", DEPLOYER.name, BOUNDARY.name} == policies.keys()
     for name, policy in policies.items():
-        findings = [str(each) for each in parliament.analyze_policy_string(json.dumps(policy)).findings]
-        # An action that is newer than parliament's list of them.
-        assert [each for each in findings if "Unknown action cloudformation:DescribeEvents" not in each] == [], name
+        findings = parliament.analyze_policy_string(json.dumps(policy)).findings
+        assert [str(each) for each in findings if not is_newer(each)] == [], name
+
+
+def is_newer(finding):
+    """Whether it is about an action that parliament does not know yet, and botocore does."""
+    service, _, operation = finding.location.get("string", "").partition(":")
+    known = Loader().list_available_services("service-2")
+    return finding.issue == "UNKNOWN_ACTION" and service in known and operation in (
+        Loader().load_service_model(service, "service-2")["operations"]
+    )  # fmt: skip
 
 
 def test_parliament_would_find_something(template):
