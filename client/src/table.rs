@@ -74,6 +74,19 @@ pub enum TableError {
     /// The file is not CSV.
     #[error("{0}")]
     Csv(#[from] csv::Error),
+    /// No row has as many fields as there are names.
+    #[error(
+        "the line of names has {wanted} fields, and no row has as many (line {line} has {found}): let the names and the rows have \
+         the same number of fields, with the same separator"
+    )]
+    Fields {
+        /// Fields of the line of names.
+        wanted: usize,
+        /// The first row, by its line in the file.
+        line: u64,
+        /// Its fields.
+        found: usize,
+    },
     /// A feature of the model that no column of the file is.
     #[error("no column is {missing}: the file has {found}, the model asks for {wanted}; {help}")]
     Missing {
@@ -125,16 +138,14 @@ pub enum TableError {
     },
     /// Values as they would be in another unit, in a file that does not say which.
     #[error(
-        "`{column}` is {low} to {high} in the file, and {min} to {max} {unit} in training: it looks like {other}; write the unit \
-         into the names of the columns, `{column} ({other})`, and they are converted, or `{column} ({unit})` if they are right"
+        "`{column}` is {found} in the file, and {min} to {max} {unit} in training: it looks like {other}; let the first line \
+         name it `{column} ({other})`, and it is converted, or `{column} ({unit})` if it is right"
     )]
     Scale {
         /// The file's own name of the column.
         column: String,
-        /// Smallest value in the file.
-        low: f64,
-        /// Largest value in the file.
-        high: f64,
+        /// Smallest and largest value in the file.
+        found: String,
         /// Smallest value in training.
         min: f64,
         /// Largest value in training.
@@ -184,7 +195,7 @@ pub enum RowError {
         wanted: usize,
     },
     /// See [`RowError::TooMany`].
-    #[error("line {line} has {found} fields, the other lines have {wanted}: add what is missing")]
+    #[error("line {line} has {found} of {wanted} fields: add what is missing")]
     TooFew {
         /// Line in the file, from 1.
         line: u64,
@@ -196,14 +207,17 @@ pub enum RowError {
 }
 
 /// Separators that are tried; the one that the sniffer names is tried first.
-const SEPARATORS: [u8; 5] = [b',', b';', b'\t', b'|', b' '];
+const SEPARATORS: [u8; 6] = [b',', b';', b'\t', b'|', b':', b' '];
 /// The line of names is among so many.
 const HEAD: usize = 20;
+/// Names that a sentence holds.
+const LISTED: usize = 16;
 /// What the sniffer looks at.
 const SAMPLE: usize = 64 << 10;
 /// How a missing value is written, in lower case: by R, pandas, Excel in two languages, databases and people.
-const MISSING: [&str; 14] = [
-    "", "na", "n/a", "#n/a", "#na", "#nv", "nan", "null", "nil", "none", "missing", "?", "-", ".",
+const MISSING: [&str; 15] = [
+    "", "na", "n/a", "#n/a", "#na", "#nv", "nan", "null", "\\n", "nil", "none", "missing", "?",
+    "-", ".",
 ];
 /// Names of a label column that are nobody's own.
 const TARGETS: [&str; 4] = ["target", "class", "label", "y"];
@@ -602,6 +616,32 @@ impl Layout {
             }
             read.push(row);
         }
+        let uneven = |row: &Result<Row, RowError>| {
+            matches!(row, Err(RowError::TooMany { .. } | RowError::TooFew { .. }))
+        };
+        if let (
+            Some(Err(
+                RowError::TooMany {
+                    line,
+                    found,
+                    wanted,
+                }
+                | RowError::TooFew {
+                    line,
+                    found,
+                    wanted,
+                },
+            )),
+            true,
+        ) = (read.first(), read.iter().all(uneven))
+        {
+            let (line, found, wanted) = (*line, *found, *wanted);
+            return Err(TableError::Fields {
+                wanted,
+                line,
+                found,
+            });
+        }
         self.check_scale(&read, &in_cells, model)?;
         let mut notes = Vec::new();
         if !form.is_empty() {
@@ -751,10 +791,15 @@ impl Layout {
                 same.all(|k| like(k, unit) * 10 >= of * 9)
             };
             if let Some(Unit::Other { name: other, .. }) = Unit::others(&feature.unit).find(alike) {
+                let low = values(k).fold(f64::INFINITY, f64::min);
+                let high = values(k).fold(f64::NEG_INFINITY, f64::max);
                 return Err(TableError::Scale {
                     column: self.name(self.columns[k].0, feature).to_owned(),
-                    low: values(k).fold(f64::INFINITY, f64::min),
-                    high: values(k).fold(f64::NEG_INFINITY, f64::max),
+                    found: if low == high {
+                        low.to_string()
+                    } else {
+                        format!("{low} to {high}")
+                    },
                     min: feature.min,
                     max: feature.max,
                     unit: feature.unit.clone(),
@@ -895,6 +940,8 @@ fn label_in<'a>(line: &'a StringRecord, at: usize, model: &Description) -> Optio
 
 /// A number that JSON knows. With `,` as the decimal mark, a point is one too.
 fn number(field: &str, decimal: char) -> Option<f64> {
+    // The minus sign of typographers.
+    let field = field.replace('−', "-");
     let number = if decimal == ',' {
         field.replacen(',', ".", 1).parse()
     } else {
@@ -905,8 +952,18 @@ fn number(field: &str, decimal: char) -> Option<f64> {
 
 /// Whether the decimal mark is a comma: there are commas and no points, and not all could be those of thousands.
 fn decimal_comma<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
-    let numeric = |field: &&str| field.contains([',', '.']) && !field.contains(char::is_alphabetic);
-    let fields: Vec<&str> = fields.filter(numeric).collect();
+    // Without the unit.
+    let digits = |field: &'a str| {
+        field
+            .split(char::is_alphabetic)
+            .next()
+            .unwrap_or_default()
+            .trim()
+    };
+    let numeric = |field: &&str| {
+        field.contains([',', '.']) && number(field, ',').is_some() && !field.ends_with('.')
+    };
+    let fields: Vec<&str> = fields.map(digits).filter(numeric).collect();
     let thousands = |field: &&str| {
         field
             .split_once(',')
@@ -923,9 +980,13 @@ fn near(feature: &Feature, x: f64) -> bool {
     !margin.is_finite() || (feature.min - margin..=feature.max + margin).contains(&x)
 }
 
+/// Names, and how many more there are where they are too many to read.
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    match names.get(..LISTED) {
+        Some(first) if names.len() > LISTED => {
+            format!("{} and {} more", first.join(", "), names.len() - LISTED)
+        }
+        _ => names.join(", "),
+    }
 }

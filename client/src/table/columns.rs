@@ -217,7 +217,9 @@ pub(super) fn find_all(
     let all = missing.len() == features.len();
     let help = match nearest {
         Some((_, column, name)) => format!("perhaps `{column}` is `{name}`: rename it"),
-        None if all => "publish a model for this file (`make publish`), or choose the stack that has it with STACK=…".to_owned(),
+        None if all => "rename its columns if they are these; else publish a model for it (`make publish`), or choose the stack that has one with \
+                     STACK=…"
+                .to_owned(),
         None => "give the columns that you mean the model's names".to_owned(),
     };
     Err(TableError::Missing {

@@ -74,9 +74,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<(String, Vec<String>), TableError> {
         form.push(encoding.name().to_owned());
     }
     let (text, ..) = encoding.decode(bytes);
-    if text.contains('\0') {
+    // DOS ended a text with this.
+    let text = text.trim_end_matches('\x1a');
+    if text.contains(|c: char| c.is_control() && !c.is_whitespace()) {
         let (found, instead) = ("no text", "save it as CSV");
         return Err(TableError::NotText { found, instead });
     }
-    Ok((text.into_owned(), form))
+    Ok((text.to_owned(), form))
 }
