@@ -719,35 +719,24 @@ impl Layout {
                     found: found.to_owned(),
                 });
             }
-            if let Some(x) = number(found, decimal) {
-                return Ok(unit.convert(x));
-            }
-            // A number with its unit.
-            let parts = found
-                .find(|c: char| c.is_alphabetic() || c == '%')
-                .map(|at| found.split_at(at));
-            let with_unit = parts.and_then(|(x, said)| {
-                Some((
-                    number(x.trim(), decimal)?,
-                    Unit::of(said, &feature.unit),
-                    said.trim(),
-                ))
-            });
-            match with_unit {
-                Some((x, unit @ (Unit::Own | Unit::Other { .. }), said)) => {
+            let mut read = number(found, decimal).map(|x| unit.convert(x));
+            let letter = |c: char| c.is_alphabetic() || c == '%';
+            if let (None, Some(at)) = (read, found.find(letter)) {
+                // A number with its unit.
+                let (x, said) = (&found[..at], &found[at..]);
+                let unit = Unit::of(said, &feature.unit);
+                if !matches!(unit, Unit::Unknown(_)) {
+                    read = number(x.trim(), decimal).map(|x| unit.convert(x));
                     in_cells.insert(said.to_owned());
-                    Ok(unit.convert(x))
-                }
-                _ => {
-                    let example = feature.min;
-                    Err(RowError::NotANumber {
-                        line,
-                        column: column(),
-                        found: found.to_owned(),
-                        example,
-                    })
                 }
             }
+            read.filter(|x| x.is_finite())
+                .ok_or_else(|| RowError::NotANumber {
+                    line,
+                    column: column(),
+                    found: found.to_owned(),
+                    example: feature.min,
+                })
         };
         let values = self
             .columns
@@ -988,5 +977,61 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
             format!("{} and {} more", first.join(", "), names.len() - LISTED)
         }
         _ => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn model() -> Description {
+        let feature = |name: &str| Feature {
+            name: name.into(),
+            unit: "cm".into(),
+            min: 1.0,
+            max: 9.0,
+            accept: [0.0, 100.0],
+        };
+        Description {
+            target: "kind".into(),
+            features: vec![feature("long_side"), feature("wide")],
+            classes: vec!["a".into(), "b".into()],
+            model: String::new(),
+        }
+    }
+
+    fn holds(bytes: &[u8]) -> Result<(), TestCaseError> {
+        if let Ok(table) = Table::read(bytes, &model()) {
+            prop_assert!(!table.rows.is_empty());
+            for row in table.rows.iter().flatten() {
+                prop_assert!(row.values.len() == 2 && row.values.iter().all(|x| x.is_finite()));
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_a_row_has_all_its_values(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            holds(&bytes)?;
+        }
+
+        #[test]
+        fn whatever_the_table_a_row_has_all_its_values(
+            header in prop::sample::select(vec!["long_side wide kind", "kind Wide(mm) LongSide", "# wide long_side", "1 2 a", "x"]),
+            rows in prop::collection::vec(
+                prop::collection::vec(
+                    prop::sample::select(vec!["1", "2,5", "3.5", "1e308", "1e308 in", "4 cm", "NA", "a", "A", "0", "#", "\"", "é", ""]),
+                    2..5,
+                ),
+                0..6,
+            ),
+            separator in prop::sample::select(vec![",", ";", "\t", " "]),
+        ) {
+            let rows: Vec<_> = rows.iter().map(|row| row.join(separator)).collect();
+            let text = format!("{}\n{}\n", header.replace(' ', separator), rows.join("\r\n"));
+            holds(text.as_bytes())?;
+        }
     }
 }
