@@ -58,7 +58,12 @@ pub struct Live {
     #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
     rate: f64,
     /// Port of the page; 0 for any that is free
-    #[arg(long, env = "LIVE_PORT", default_value_t = 8890)]
+    #[arg(
+        long,
+        env = "LIVE_PORT",
+        value_name = "LIVE_PORT",
+        default_value_t = 8890
+    )]
     port: u16,
     /// Let in whoever in the room has the second address that is printed. Unencrypted, as http is
     #[arg(long, env = "ROOM", value_parser = FalseyValueParser::new())]
@@ -114,6 +119,7 @@ impl Live {
         tasks.spawn(pace::run(Arc::clone(&asking)));
         tasks.spawn(pace::report(Arc::clone(&asking)));
         tasks.spawn(pace::keep(Arc::clone(&asking)));
+        tasks.spawn(pace::notice(Arc::clone(&asking), dir.join(&self.device)));
 
         let (here, told) = addresses(&guard, port);
         let door = Door(dir.join(&self.device).join("open.html"));

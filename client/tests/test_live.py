@@ -53,8 +53,9 @@ class Server:
     def __init__(self, devices, device="live", **settings):
         environment = {**os.environ, "LIVE_PORT": "0", "NO_BROWSER": "1", "RATE": "5", "PACE": "1000", **settings}
         self.process = subprocess.Popen(
-            [CLIENT, "--dir", devices, "live", "--device", device], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        )
+            [CLIENT, "--dir", devices, "live", "--device", device], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         # Its first line says where it is; a server that says nothing has said why on standard error.
         said = queue.Queue()
         threading.Thread(target=lambda: said.put(self.process.stdout.readline()), daemon=True).start()
@@ -77,6 +78,7 @@ class Server:
         finally:
             self.process.kill()
             self.process.stdout.close()
+            self.process.stderr.close()
 
     def request(self, method, path, body=None, host="127.0.0.1", **changes):
         """(status, headers, body) of a request as our own page would send it, but for `changes` of its headers."""
@@ -453,6 +455,19 @@ def test_a_lost_connection_is_said_and_comes_back(stand_in, server, page):
     assert server.stop() == 0
     wait_for(lambda: "gone" in page.text("#link"))
     wait_for(lambda: stand_in.said_goodbye, 2)
+
+
+def test_a_stack_that_is_gone_is_said_on_the_page_and_the_terminal(tmp_path, page):
+    with StandIn(tmp_path) as broker, Server(tmp_path) as server:
+        page.open(server.url)
+        wait_for(lambda: page.text("#link") == "Connected")
+        shutil.rmtree(tmp_path / "live")  # as `make destroy` does, which ends no connection of the local cloud
+        wait_for(lambda: "The stack is gone: `make destroy` deleted it" in page.text("#link"))
+        assert page.text("#run") == "Start the run"
+        arrived = broker.arrived
+        time.sleep(1)
+        assert broker.arrived < arrived + 3  # of five, if the run went on
+        assert "make deploy" in server.process.stderr.readline()
 
 
 # --- for everybody -----------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ on("answers", ({ of, answers }) => {
 });
 
 on("status", (status) => {
-  linked(status.link, { up: "Connected", down: `No connection: ${status.reason}`, closed: "Closed" }[status.link]);
+  linked(status.link, { up: "Connected", down: `No connection: ${status.reason}`, closed: "Closed", gone: status.reason }[status.link]);
   for (const [name, count] of Object.entries(status.counters)) {
     if ($(name)) $(name).textContent = count.toLocaleString("en");
   }
