@@ -222,10 +222,11 @@ def cargo(*arguments: str) -> list[str | Path]:
 
 def build_for_lambda() -> int:
     """What is shipped to AWS: built by cargo-lambda for Lambda's own Linux."""
-    processor = "--x86-64" if os.environ.get("ARCH") == "x86_64" else "--arm64"
-    build = ["cargo", "lambda", "build", "--quiet", "--locked", "--release", processor]
-    # cargo-lambda adds flags of its own to what it finds in the environment.
-    environment = os.environ | sealed("release")
+    intel = os.environ.get("ARCH") == "x86_64"
+    build = ["cargo", "lambda", "build", "--quiet", "--locked", "--release", "--x86-64" if intel else "--arm64"]
+    # cargo-lambda's own choice, which would come after the user's flags.
+    processor = f"-Ctarget-cpu={'haswell' if intel else 'neoverse-n1'}"
+    environment = os.environ | sealed("release") | {"CARGO_ENCODED_RUSTFLAGS": processor}
     return subprocess.run(
         [*build, "--package", "iris_fn", "--bin", "bootstrap"], cwd=ROOT, env=environment, check=False
     ).returncode

@@ -209,7 +209,10 @@ def shipped_to_aws(clone: Clone) -> None:
     )  # fmt: skip
     arguments, found = json.loads(seen.read_text())
     assert {"lambda", "--arm64", "--release"} <= {*arguments}
-    assert found.keys() & {"RUSTFLAGS", "CFLAGS"} == set() and found["CARGO_ENCODED_RUSTFLAGS"] == ""
+    assert found.keys() & {"RUSTFLAGS", "CFLAGS"} == set()
+    assert found["CARGO_ENCODED_RUSTFLAGS"] == "-Ctarget-cpu=neoverse-n1"
+    # Where the manifest does not say it, cargo-lambda takes "abort".
+    assert re.search(r'^\[profile\.release\]\n(.+\n)*panic = "unwind"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
     assert found["CARGO_PROFILE_RELEASE_PANIC"] == "unwind" and found["CARGO_PROFILE_RELEASE_OPT_LEVEL"] == "s"
 
 
