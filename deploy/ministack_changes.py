@@ -26,7 +26,7 @@ from ministack.app import _build_persistence_save_dict
 from ministack.core import iam_evaluator
 from ministack.core.iam_evaluator import AuthError
 from ministack.core.lambda_runtime import _LOCAL_WORKER_TTL, _lock, _workers, kill_workers
-from ministack.core.persistence import STATE_DIR, _json_default, _state_format_version
+from ministack.core.persistence import STATE_DIR, _json_default, _json_object_hook, _state_format_version
 from ministack.core.responses import request_scope
 from ministack.services import iot, lambda_svc
 from ministack.services.lambda_svc import (
@@ -253,7 +253,13 @@ def run_few_queued_calls_at_once(execute, func, event):
 # --- what it keeps ----------------------------------------------------------
 
 last_use, loaded, saving = time.monotonic(), threading.Event(), threading.Lock()
-save_again = {}  # when each service may be saved again
+save_again = {}  # when each file may be written again
+TOGETHER = "together"  # the file of all services but these: theirs grow with each call, and nothing depends on them
+APART = ("cloudwatch_logs", "cloudwatch")
+
+
+def file_of(service):
+    return service if service in APART else TOGETHER
 
 
 def note_use():
@@ -281,27 +287,55 @@ def save_while_running(load):
             now = time.monotonic()
             if now < last_use + 300:
                 services = _build_persistence_save_dict().items()
-                app.save_all({name: get for name, get in services if now > save_again.get(name, 0)})
+                app.save_all({name: get for name, get in services if now > save_again.get(file_of(name), 0)})
 
     threading.Thread(target=watch, daemon=True).start()  # never before: nothing is loaded then
 
 
 @instead_of(app, "save_all")
-def save_fast(_, services):
-    """As MiniStack does, but with the fast encoder, without a line in the log, and one at a time."""
+def save_what_belongs_together(_, services):
+    """MiniStack saves one service after the other, each in a file of its own: a kill in between leaves a bucket
+    without the stack that made it. Here they are of one moment, and one rename puts all in force."""
     with saving:
-        for service, get in services.items():
-            began = time.monotonic()
-            try:
-                if (state := get()) is not None:
-                    fresh = Path(STATE_DIR, f"{service}.json.tmp")
-                    wrapped = {"__ministack_format__": _state_format_version(service), "payload": state}
-                    fresh.write_text(json.dumps(wrapped, default=_json_default))
-                    fresh.replace(fresh.with_suffix(""))  # a kill finds the old or the new
-            except Exception as error:  # as a rule, it changed while it was read: next time
-                print(f"{service}: not saved, the file of before stays: {error!r}", flush=True)
-            # A big one takes long (the logs, after a load test): it gets 5 % of the time.
-            save_again[service] = began + 20 * (time.monotonic() - began)
+        for file in {*map(file_of, services)}:
+            write(file, {name: get for name, get in services.items() if file_of(name) == file})
+
+
+def write(file, services):
+    began, interval = time.monotonic(), sys.getswitchinterval()
+    # No other thread changes anything meanwhile, half a second at most. (One may have asked for its turn before.)
+    sys.setswitchinterval(0.5)
+    time.sleep(0)
+    try:
+        states = {
+            name: {"__ministack_format__": _state_format_version(name), "payload": state}
+            for name, get in services.items()
+            if (state := get()) is not None
+        }
+        text = json.dumps(states if file == TOGETHER else states[file], default=_json_default)
+    except Exception as error:
+        print(f"{file}: not saved, the file of before stays: {error!r}", flush=True)
+        return
+    finally:
+        sys.setswitchinterval(interval)
+    fresh = Path(STATE_DIR, f"{file}.json.tmp")
+    fresh.write_text(text)
+    fresh.replace(fresh.with_suffix(""))  # a kill finds the old or the new
+    # A big one takes long (the logs, after a load test): it gets 5 % of the time.
+    save_again[file] = began + 20 * (time.monotonic() - began)
+
+
+@instead_of(app, "load_state")
+def load_what_belongs_together(load, service):
+    file = Path(STATE_DIR, f"{TOGETHER}.json")
+    if service in APART or not file.exists():
+        return load(service)
+    if not together:
+        together.update(json.loads(file.read_text(), object_hook=_json_object_hook))
+    return together.pop(service, {}).get("payload")
+
+
+together = {}  # what was read and not loaded yet
 
 
 @instead_of(lambda_svc, "_prune_orphan_code_blobs")

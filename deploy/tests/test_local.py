@@ -377,15 +377,17 @@ def killed(tmp_path_factory):
     }
     last = {"iam": "kept", "s3": "kept", "iot": "'read'", "sqs": "'read'"}.items()
 
+    file = cloud.dir / "state/together.json"
+
     def saved(service):
-        file = cloud.dir / "state" / f"{service}.json"
-        return file.read_text() if file.exists() else ""
+        return json.dumps(json.loads(file.read_text()).get(service)) if file.exists() else ""
 
     wait_for(lambda: all(len(re.findall(old, saved(name))) == times for name, (old, _, times) in begun.items()), 10)
     wait_for(lambda: all(word in saved(service) for service, word in last), 10)
     cloud.kill()
-    for service, (old, new, _) in begun.items():
-        (cloud.dir / "state" / f"{service}.json").write_text(re.sub(old, new, saved(service)))
+    begun = {service: json.loads(re.sub(old, new, saved(service))) for service, (old, new, _) in begun.items()}
+    file.write_text(json.dumps(json.loads(file.read_text()) | begun))
+    (cloud.dir / "state/s3/000000000000/left/models").mkdir(parents=True)  # as a deleted stack leaves it
     wait_for(lambda: not alive(cloud.function), 5)
     return cloud
 
@@ -396,11 +398,13 @@ def unchanged(killed, tmp_path_factory):
     directory = tmp_path_factory.mktemp("unchanged")
     cloud = Cloud(directory / "local", LAMBDA_ACCOUNT_CONCURRENCY="8")
     shutil.copytree(killed.dir / "state", cloud.dir / "state")
+    for service, state in json.loads((cloud.dir / "state/together.json").read_text()).items():
+        (cloud.dir / "state" / f"{service}.json").write_text(json.dumps(state))
     (directory / "ministack_changes.py").write_text(UNCHANGED)
     with cloud.log.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", f"import os, sys; sys.path[:0] = [{str(directory)!r}, {str(LOCAL.parent)!r}]; "
-             "import local; local.run(local.Settings(os.environ))"],
+             "import local; local.forget_buckets = id; local.run(local.Settings(os.environ))"],
             env=cloud.environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
@@ -569,6 +573,39 @@ def test_a_kill_loses_nothing_that_is_some_seconds_old(shared):
     assert (shared.dir / "state").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_bucket_that_nobody_has_does_not_come_back(shared):
+    with pytest.raises(ClientError, match="404"):
+        shared.client("s3").head_bucket(Bucket="left")
+    assert not (shared.dir / "state/s3/000000000000/left").exists()
+
+
+def test_what_is_saved_is_of_one_moment_or_not_saved(tmp_path):
+    """Two services that change together, while one after the other is asked for its state."""
+    cloud = Cloud(tmp_path / "local")
+    said, err = cloud.script(
+        "settings = local.Settings(os.environ)\nos.makedirs(settings.state)\nos.environ.update(settings.environment())\n"
+        "import json, threading, ministack_changes as changes\n"
+        "one, two = [0], [0]\n"
+        "def change():\n"
+        "    while True:\n"
+        "        one[0] += 1\n"
+        "        two[0] += 1\n"
+        "def state_of(service):\n"
+        "    def get():\n"
+        "        for _ in range(500_000): pass\n"
+        "        return {'n': service[0]}\n"
+        "    return get\n"
+        "threading.Thread(target=change, daemon=True).start()\n"
+        "def broken(): raise RuntimeError('changed while it was read')\n"
+        "for services in [{'one': state_of(one), 'two': state_of(two)}] * 9 + [{'one': state_of(one), 'two': broken}]:\n"
+        "    changes.app.save_all(services)\n"
+        "    saved = json.load(open(os.path.join(settings.state, 'together.json')))\n"
+        "    n, m = (saved[name]['payload']['n'] for name in ('one', 'two'))\n"
+        "    print('together' if n - m in (0, 1) else 'apart', flush=True)\n"
+    ).communicate(timeout=60)
+    assert said.count("together\n") == 10 and "apart" not in said, said + err
+
+
 def test_what_a_kill_broke_off_can_be_updated_again(shared):
     wait_for(lambda: shared.states() == ("Successful", "UPDATE_ROLLBACK_COMPLETE"), 5)
 
@@ -713,6 +750,7 @@ FAULTS = {
     "drop_unused_code_at_the_start": lambda cloud: "drops unused code before it saves" in cloud.log.read_text(),
     "settle_what_was_under_way": lambda cloud: cloud.states() == ("InProgress", "UPDATE_IN_PROGRESS"),
     "save_while_running": lambda cloud: not cloud.has_saved(b"made-before"),
+    "forget_buckets": lambda cloud: cloud.client("s3").head_bucket(Bucket="left"),
 }
 
 
@@ -723,4 +761,4 @@ def test_ministack_still_needs(unchanged, change):
     except (AssertionError, ClientError, urllib.error.HTTPError):
         needed = False  # it waited for the fault in vain, or was refused
     if not needed:
-        pytest.fail(f"ministack {version('ministack')} mends this: delete {change} in deploy/ministack_changes.py")
+        pytest.fail(f"ministack {version('ministack')} mends this: delete {change} in deploy/")
