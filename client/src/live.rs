@@ -165,9 +165,9 @@ impl Door {
         // One of a server that was killed.
         fs::remove_file(&self.0).ok();
         let mut file = options.open(&self.0)?;
-        write!(
+        writeln!(
             file,
-            "<!doctype html><title>Live</title><meta http-equiv=\"refresh\" content=\"0; url={address}\">\n"
+            "<!doctype html><title>Live</title><meta http-equiv=\"refresh\" content=\"0; url={address}\">"
         )
     }
 }
