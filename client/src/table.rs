@@ -918,7 +918,9 @@ fn is_comment(line: &StringRecord) -> bool {
 }
 
 fn is_missing(field: &str) -> bool {
-    MISSING.contains(&&*field.to_lowercase())
+    MISSING
+        .iter()
+        .any(|missing| missing.eq_ignore_ascii_case(field))
 }
 
 /// What the label column says, where it says something.
