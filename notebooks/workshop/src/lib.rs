@@ -29,6 +29,10 @@ pub mod kernel {
     }
 }
 
+mod before;
+
+pub use before::{Missing, live_function, trained_model};
+
 use std::error::Error;
 
 use base64::Engine;
