@@ -170,6 +170,17 @@ def test_each_chapter_has_five_exercises_with_hints_and_solutions_and_three_ques
         assert quiz.count("<summary>Answer") == 3, path.stem
 
 
+def test_progress_lists_what_is_solved(tmp_path: Path) -> None:
+    def lines(folder: Path) -> list[str]:
+        command, env = [sys.executable, "notebooks/kernel/progress.py"], os.environ | {"PROGRESS_DIR": str(folder)}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    for name in ("1.2", "4.5", "no exercise"):
+        (tmp_path / name).touch()
+    assert [line.split() for line in lines(tmp_path) if line.startswith("1 ")][0][-4:] == ["1", "of", "5", "1.2"]
+    assert lines(tmp_path)[-1].startswith("2 of 45 ") and lines(tmp_path / "none")[-1].startswith("0 of 45 ")
+
+
 def test_the_patch_of_exercise_3_5_fits_the_function() -> None:
     patch = SOLUTIONS / "certainty.patch"
     done = subprocess.run(["git", "apply", "--check", patch], cwd=ROOT, capture_output=True, text=True)
