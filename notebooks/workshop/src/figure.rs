@@ -419,18 +419,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_said() {
-        let said = |figure: Figure| svg(&figure).unwrap_err();
+    fn what_cannot_be_drawn_is_an_error() {
+        let error_of = |figure: Figure| svg(&figure).unwrap_err();
         assert_eq!(
-            said(axes()),
+            error_of(axes()),
             "nothing to draw: give the figure a point, or a range with .x() and .y()"
         );
         assert_eq!(
-            said(axes().scatter("", [(f64::NAN, 0.0)])),
+            error_of(axes().scatter("", [(f64::NAN, 0.0)])),
             "x: NaN cannot be drawn"
         );
         assert!(
-            said(axes().log_y().line("", [(1.0, 0.0)])).starts_with("y: 0 has no place on a log")
+            error_of(axes().log_y().line("", [(1.0, 0.0)]))
+                .starts_with("y: 0 has no place on a log")
         );
     }
 }

@@ -995,7 +995,7 @@ mod tests {
     }
 
     #[test]
-    fn a_right_answer_is_noted_and_a_folder_that_cannot_be_is_said() {
+    fn a_right_answer_is_noted_and_a_folder_that_cannot_be_is_reported() {
         let folder = std::env::temp_dir().join(format!("progress-{}", std::process::id()));
         assert!(reply("1.1", &3, &folder).starts_with("1.1  not yet: 3: and one more"));
         assert!(solved(&folder).is_empty());
@@ -1006,10 +1006,10 @@ mod tests {
         );
         assert_eq!(solved(&folder), BTreeSet::from(["1.1"]));
         let file = folder.join("1.1");
-        let said = reply("1.2", &83, &file);
+        let found = reply("1.2", &83, &file);
         assert!(
-            said.starts_with("1.2  right: ") && said.contains("could not be noted"),
-            "{said}"
+            found.starts_with("1.2  right: ") && found.contains("could not be noted"),
+            "{found}"
         );
         std::fs::remove_dir_all(folder).unwrap();
     }

@@ -59,13 +59,13 @@ fn part(file: &str, first: &str, last: &str) -> Result<String> {
         .iter()
         .position(|line| line.contains(last))
         .ok_or_else(|| missing(last))?;
-    let shown = &lines[from..=from + length];
-    let indent = shown
+    let chosen = &lines[from..=from + length];
+    let indent = chosen
         .iter()
         .filter(|line| !line.trim().is_empty())
         .map(|line| line.len() - line.trim_start().len());
     let indent = indent.min().unwrap_or(0);
-    let text: Vec<&str> = shown
+    let text: Vec<&str> = chosen
         .iter()
         .map(|line| line.get(indent..).unwrap_or(""))
         .collect();
@@ -86,22 +86,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_of_a_file_is_shown_without_its_indentation() {
-        let shown = part("src/show.rs", "fn a_part_of_a_file_is_shown", "let shown").unwrap();
-        assert!(shown.starts_with("src/show.rs, from line "), "{shown}");
-        assert_eq!(shown.lines().count(), 4);
+    fn a_part_of_a_file_comes_without_its_indentation() {
+        let found = part("src/show.rs", "fn a_part_of_a_file_comes", "let found").unwrap();
+        assert!(found.starts_with("src/show.rs, from line "), "{found}");
+        assert_eq!(found.lines().count(), 4);
         assert!(
-            shown.lines().nth(3).unwrap().starts_with("    let shown"),
-            "{shown}"
+            found.lines().nth(3).unwrap().starts_with("    let found"),
+            "{found}"
         );
     }
 
     #[test]
     fn a_part_that_is_not_there_is_an_error_that_says_so() {
-        let said = |file, first, last| part(file, first, last).unwrap_err().to_string();
-        assert!(said("src/none.rs", "a", "b").starts_with("src/none.rs: "));
+        let error_of = |file, first, last| part(file, first, last).unwrap_err().to_string();
+        assert!(error_of("src/none.rs", "a", "b").starts_with("src/none.rs: "));
         let gone = ["no", "where"].concat();
         let expected = format!("src/show.rs has no line with `{gone}`: was it changed?");
-        assert_eq!(said("src/show.rs", &gone, "b"), expected);
+        assert_eq!(error_of("src/show.rs", &gone, "b"), expected);
     }
 }
