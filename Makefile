@@ -1,6 +1,9 @@
 # The one door: every task is a target, and `make` alone prints them all.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+ifeq ($(wildcard notebooks/kernel/setup.py),)
+$(error This Makefile works in its own folder: make -C "$(patsubst %/Makefile,%,$(strip $(MAKEFILE_LIST)))" $(MAKECMDGOALS))
+endif
 
 # ---- settings: on the command line (make deploy STACK=anna) or in the environment --------------------
 STACK          ?= iris
@@ -13,17 +16,28 @@ CSV            ?=
 MODEL          ?=
 RATE           ?=
 NB             ?=
+# What `make lab` hands on to JupyterLab, such as --no-browser.
+LAB_ARGS       ?=
 # The device that notebook 4 asks with. A client id can be connected only once, so headless runs use another.
 DEVICE         ?= notebook
 PYTHON         ?= python3
 # Found before .venv comes into PATH: what makes .venv anew cannot be a part of it.
-override PYTHON := $(or $(shell command -v $(PYTHON)),$(PYTHON))
+override PYTHON := $(or $(shell command -v "$(PYTHON)"),$(PYTHON))
 ARCH           ?= host
-GATEWAY_PORT   ?= 4566
-IOT_MTLS_PORT  ?= 8883
 CELL_TIMEOUT   ?= 900
 RUNS           ?= 1000000
 LOCAL_DIR      ?= $(CURDIR)/target/local
+# zsh and dash leave the ~ of CSV=~/file as it is.
+$(foreach each,CSV MODEL NB EVCXR LOCAL_DIR,$(if $(filter ~/%,$($(each))),\
+  $(eval override $(each) := $(patsubst ~/%,$(HOME)/%,$($(each))))$(eval export $(each))))
+# Without a word about them, the ports that the local cloud had last.
+last = $(shell sed -n 's/.*"$1": *\([0-9]*\).*/\1/p' "$(LOCAL_DIR)/pid" 2>&-)
+ifeq ($(GATEWAY_PORT),)
+GATEWAY_PORT   := $(or $(call last,GATEWAY_PORT),4566)
+endif
+ifeq ($(IOT_MTLS_PORT),)
+IOT_MTLS_PORT  := $(or $(call last,IOT_MTLS_PORT),8883)
+endif
 export STACK TARGET DEVICE NAME NB ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -35,22 +49,35 @@ CLIENT      := target/notebook/client
 # Where the stack's devices lie: for each target, account and region in another place.
 DIR         = DEVICES_DIR="$$($(DEPLOY) device-dir)"
 ZIP         := target/lambda/$(TARGET)/iris_fn.zip
-# The build lands where the recipes look for it, whatever your own settings say.
-unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
 SETUP       := "$(PYTHON)" notebooks/kernel/setup.py
+# What your shell says about other projects' builds changes none of ours (setup.py does the same for Cargo's files).
+# Mirrors, proxies, certificates and CARGO_BUILD_JOBS stay.
+unexport $(filter-out CARGO_BUILD_JOBS,$(filter CARGO_BUILD_% CARGO_TARGET_% CARGO_PROFILE_% CARGO_UNSTABLE_%,$(.VARIABLES)))
+unexport CARGO_ENCODED_RUSTFLAGS CARGO_INCREMENTAL RUSTFLAGS RUSTDOCFLAGS RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER
+unexport CFLAGS CXXFLAGS CPPFLAGS LDFLAGS PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
+# Where the home directory cannot be written, what would be kept there is kept here.
+ifneq ($(shell test -w "$$HOME/" && echo yes),yes)
+export XDG_CACHE_HOME   ?= $(CURDIR)/target/home/cache
+export CARGO_HOME       ?= $(CURDIR)/target/home/cargo
+export JUPYTER_DATA_DIR ?= $(CURDIR)/target/home/jupyter
+export JUPYTER_CONFIG_DIR ?= $(CURDIR)/target/home/jupyter
+endif
+
+comma := ,
+union = $(subst $(subst ,, ),$(comma),$(sort $1))
 
 ifeq ($(TARGET),local)
+# Nothing of your real AWS settings reaches the local cloud, or the other way round: no endpoint, profile or certificate.
+unexport $(filter AWS_%,$(.VARIABLES))
 # All that differs between the laptop and AWS. `test` is the local cloud's root user: any secret will do.
 export AWS_ENDPOINT_URL      := http://127.0.0.1:$(GATEWAY_PORT)
 export AWS_ACCESS_KEY_ID     := test
 export AWS_SECRET_ACCESS_KEY := test
 export AWS_REGION            := us-east-1
-# Nothing of your real AWS settings reaches the local cloud, or the other way round.
 export AWS_CONFIG_FILE             := /dev/null
 export AWS_SHARED_CREDENTIALS_FILE := /dev/null
-unexport AWS_PROFILE AWS_SESSION_TOKEN AWS_DEFAULT_REGION AWS_IGNORE_CONFIGURED_ENDPOINT_URLS
-export NO_PROXY := 127.0.0.1,localhost
-export no_proxy := 127.0.0.1,localhost
+export NO_PROXY := $(call union,127.0.0.1 localhost $(subst $(comma), ,$(NO_PROXY) $(no_proxy)))
+export no_proxy := $(NO_PROXY)
 CLOUD     := setup cloud
 # Built with the notebooks' settings, to share their dependencies: minutes sooner there, and slower than what AWS gets.
 FUNCTION  := $(SETUP) function
@@ -62,8 +89,7 @@ CLOUD     := setup
 ifeq ($(ARCH),host)
 override ARCH := arm64
 endif
-FUNCTION  := $(SETUP) && cargo lambda build --quiet --locked --release $(if $(filter arm64,$(ARCH)),--arm64,--x86-64) \
-  --package iris_fn --bin bootstrap
+FUNCTION  := $(SETUP) lambda
 BESIDE    := $(SETUP)
 BOOTSTRAP := target/lambda/bootstrap/bootstrap
 else
@@ -84,8 +110,8 @@ demo: first $(filter cloud,$(CLOUD)) ## The whole walkthrough: from the data to 
 	  || { code=$$?; kill $$! 2>&-; exit $$code; }
 	@echo "Next: make lab opens the notebooks, make status says what is deployed, make stop ends the local cloud."
 
-lab: first $(filter cloud,$(CLOUD)) ## Open the notebooks in JupyterLab
-	@$(BESIDE) & exec .venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_train.ipynb
+lab: first $(filter cloud,$(CLOUD)) ## Open the notebooks in JupyterLab: LAB_ARGS='--no-browser' for a remote machine
+	@$(BESIDE) & exec .venv/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_train.ipynb $(LAB_ARGS)
 
 setup: ## Install everything, once (every target that needs it runs it)
 	@$(SETUP)
@@ -105,9 +131,12 @@ notebooks: $(CLOUD) ## Run all notebooks and keep their outputs in them
 progress: ## Say which exercises are solved
 	@"$(PYTHON)" notebooks/kernel/progress.py
 
-# What Jupyter starts for each notebook: the kernel, with the settings above, in this folder.
+# What Jupyter starts for each notebook: the kernel, with the settings above, in this folder. It compiles cells below
+# target/, because programs from /tmp may be forbidden (noexec).
 kernel:
-	@exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR target/setup/evcxr_jupyter --control_file "$(CONNECTION_FILE)"
+	@mkdir -p target/kernels; exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR \
+	  TMPDIR="$(CURDIR)/target/kernels" $(addprefix LD_PRELOAD=$(CURDIR)/,$(wildcard target/setup/cell.so)) \
+	  target/setup/evcxr_jupyter --control_file "$(CONNECTION_FILE)"
 
 ##@ The cloud
 local: setup ## Start the local cloud (nothing to do when it runs)
@@ -151,7 +180,7 @@ device-dir: ## Print the folder of a device and nothing else: make -s device-dir
 	@$(MAKE) $(CLOUD) >&2
 	@$(DEPLOY) device-dir "$$NAME"
 
-dlq: $(CLOUD) ## List the questions that failed three times
+dlq: $(CLOUD) ## List the questions that failed
 	@$(DEPLOY) dlq
 
 redrive: $(CLOUD) ## Ask them again; the answers go to the devices
@@ -172,6 +201,9 @@ tail: $(CLOUD) ## Print what the function logged about one request: make tail RE
 
 policy: $(CLOUD) ## Print the permissions that a person needs to deploy this stack
 	@$(DEPLOY) policy
+
+boundary: $(CLOUD) ## Make the permissions boundary that the policy demands (the account's owner, once)
+	@$(DEPLOY) boundary
 
 cost: setup ## Say what the stack costs on AWS, idle, in use and forgotten
 	@$(DEPLOY) cost
@@ -235,4 +267,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

@@ -221,6 +221,7 @@ def run(settings):
     print(json.dumps({"pid": os.getpid(), **settings.ports}), file=pid_file, flush=True)
     shutil.rmtree(settings.tmp, ignore_errors=True)  # unpacked functions of the last run
     os.mkdir(settings.tmp)
+    forget_buckets(settings.state)
     clean = settings.environment()
     os.environ.clear()
     os.environ.update(clean)
@@ -230,6 +231,27 @@ def run(settings):
         sys.exit(f"{error}. `make setup` installs the MiniStack that deploy/ministack_changes.py was written for.")
     sys.argv = ["ministack"]  # MiniStack parses it
     ministack_changes.app.main()
+
+
+def forget_buckets(state):
+    """Of each folder that it finds, MiniStack makes a bucket. A stack's deletion leaves them behind, and a kill may have
+    come before a new one was saved: what the saved state does not know is deleted."""
+    import glob
+    import shutil
+
+    saved, before = (os.path.join(state, f"{name}.json") for name in ("together", "s3"))  # before: of older versions
+    known = {}
+    if os.path.exists(saved):
+        with open(saved) as file:
+            known = json.load(file).get("s3")
+    elif os.path.exists(before):
+        with open(before) as file:
+            known = json.load(file)
+    names = known["payload"]["buckets_meta"]["data"] if known else {}
+    for folder in glob.glob(os.path.join(state, "s3", "[0-9]*", "*")):
+        account, bucket = folder.split(os.sep)[-2:]
+        if f"{account}\0{bucket!r}" not in names:
+            shutil.rmtree(folder)
 
 
 COMMANDS = {"start": start, "start --quiet": lambda each: start(each, quiet=True), "stop": stop, "run": run}

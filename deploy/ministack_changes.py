@@ -7,6 +7,7 @@ tests/test_local.py also runs a MiniStack without them: there a newer version sh
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import inspect
 import json
@@ -22,9 +23,10 @@ from pathlib import Path
 
 from ministack import app
 from ministack.app import _build_persistence_save_dict
+from ministack.core import iam_evaluator
 from ministack.core.iam_evaluator import AuthError
 from ministack.core.lambda_runtime import _LOCAL_WORKER_TTL, _lock, _workers, kill_workers
-from ministack.core.persistence import STATE_DIR, _json_default, _state_format_version
+from ministack.core.persistence import STATE_DIR, _json_default, _json_object_hook, _state_format_version
 from ministack.core.responses import request_scope
 from ministack.services import iot, lambda_svc
 from ministack.services.lambda_svc import (
@@ -94,6 +96,55 @@ async def refuse_pages_from_elsewhere(serve, scope, receive, send):
     else:
         await send({"type": "http.response.start", "status": 403, "headers": []})
         await send({"type": "http.response.body", "body": b"not for web pages of other sites\n"})
+
+
+# --- rights as on AWS -------------------------------------------------------
+
+
+@instead_of(iam_evaluator, "_resolve_condition_key")
+def name_the_role_of_a_session(resolve, key, ctx):
+    """For MiniStack aws:PrincipalArn is the session's ARN; on AWS it is the ARN of the session's role."""
+    if key.lower() == "aws:principalarn" and ctx.principal_type == "AssumedRole":
+        return f"arn:aws:iam::{ctx.principal_account}:role/{ctx.principal_arn.split('/')[1]}"
+    return resolve(key, ctx)
+
+
+@instead_of(iam_evaluator, "_first_match")
+def fill_in_policy_variables(match, ctx, stmts, effect):
+    """MiniStack takes ${aws:PrincipalTag/stack} as it stands. Where a caller has no such key, nothing matches."""
+
+    def filled(text):
+        value = lambda found: iam_evaluator._resolve_condition_key(found[1], ctx) or "\ufffd"  # noqa: E731
+        return re.sub(r"\$\{([\w:/-]+)\}", value, text)
+
+    def made(each):
+        if "${" not in f"{each.resources}{each.conditions}":
+            return each
+        conditions = json.loads(filled(json.dumps(each.conditions)))
+        return dataclasses.replace(each, resources=[*map(filled, each.resources)], conditions=conditions)
+
+    return match(ctx, [*map(made, stmts)], effect)
+
+
+@instead_of(app, "_get_module")
+def keep_the_boundary_of_roles(load, name):
+    """CloudFormation drops a role's permissions boundary."""
+    is_new, module = name not in app._loaded_modules, load(name)
+    if is_new and name == "cloudformation":
+        iam = module.provisioners._iam
+        steps = module.provisioners._RESOURCE_HANDLERS["AWS::IAM::Role"]
+
+        def with_boundary(change, properties, *args):
+            boundary = args[properties].get("PermissionsBoundary")
+            if boundary and not iam._policy_exists(boundary):
+                raise ValueError(f"Scope ARN: {boundary} does not exist or is not attachable.")
+            name, attributes = change(*args)
+            iam._roles[name]["PermissionsBoundary"] = boundary
+            return name, attributes
+
+        for step, properties in ("create", 1), ("update", 2):
+            steps[step] = functools.partial(with_boundary, steps[step], properties)
+    return module
 
 
 # --- rules and functions as on AWS ------------------------------------------
@@ -202,7 +253,13 @@ def run_few_queued_calls_at_once(execute, func, event):
 # --- what it keeps ----------------------------------------------------------
 
 last_use, loaded, saving = time.monotonic(), threading.Event(), threading.Lock()
-save_again = {}  # when each service may be saved again
+save_again = {}  # when each file may be written again
+TOGETHER = "together"  # the file of all services but these: theirs grow with each call, and nothing depends on them
+APART = ("cloudwatch_logs", "cloudwatch")
+
+
+def file_of(service):
+    return service if service in APART else TOGETHER
 
 
 def note_use():
@@ -230,27 +287,55 @@ def save_while_running(load):
             now = time.monotonic()
             if now < last_use + 300:
                 services = _build_persistence_save_dict().items()
-                app.save_all({name: get for name, get in services if now > save_again.get(name, 0)})
+                app.save_all({name: get for name, get in services if now > save_again.get(file_of(name), 0)})
 
     threading.Thread(target=watch, daemon=True).start()  # never before: nothing is loaded then
 
 
 @instead_of(app, "save_all")
-def save_fast(_, services):
-    """As MiniStack does, but with the fast encoder, without a line in the log, and one at a time."""
+def save_what_belongs_together(_, services):
+    """MiniStack saves one service after the other, each in a file of its own: a kill in between leaves a bucket
+    without the stack that made it. Here they are of one moment, and one rename puts all in force."""
     with saving:
-        for service, get in services.items():
-            began = time.monotonic()
-            try:
-                if (state := get()) is not None:
-                    fresh = Path(STATE_DIR, f"{service}.json.tmp")
-                    wrapped = {"__ministack_format__": _state_format_version(service), "payload": state}
-                    fresh.write_text(json.dumps(wrapped, default=_json_default))
-                    fresh.replace(fresh.with_suffix(""))  # a kill finds the old or the new
-            except Exception as error:  # as a rule, it changed while it was read: next time
-                print(f"{service}: not saved, the file of before stays: {error!r}", flush=True)
-            # A big one takes long (the logs, after a load test): it gets 5 % of the time.
-            save_again[service] = began + 20 * (time.monotonic() - began)
+        for file in {*map(file_of, services)}:
+            write(file, {name: get for name, get in services.items() if file_of(name) == file})
+
+
+def write(file, services):
+    began, interval = time.monotonic(), sys.getswitchinterval()
+    # No other thread changes anything meanwhile, half a second at most. (One may have asked for its turn before.)
+    sys.setswitchinterval(0.5)
+    time.sleep(0)
+    try:
+        states = {
+            name: {"__ministack_format__": _state_format_version(name), "payload": state}
+            for name, get in services.items()
+            if (state := get()) is not None
+        }
+        text = json.dumps(states if file == TOGETHER else states[file], default=_json_default)
+    except Exception as error:
+        print(f"{file}: not saved, the file of before stays: {error!r}", flush=True)
+        return
+    finally:
+        sys.setswitchinterval(interval)
+    fresh = Path(STATE_DIR, f"{file}.json.tmp")
+    fresh.write_text(text)
+    fresh.replace(fresh.with_suffix(""))  # a kill finds the old or the new
+    # A big one takes long (the logs, after a load test): it gets 5 % of the time.
+    save_again[file] = began + 20 * (time.monotonic() - began)
+
+
+@instead_of(app, "load_state")
+def load_what_belongs_together(load, service):
+    file = Path(STATE_DIR, f"{TOGETHER}.json")
+    if service in APART or not file.exists():
+        return load(service)
+    if not together:
+        together.update(json.loads(file.read_text(), object_hook=_json_object_hook))
+    return together.pop(service, {}).get("payload")
+
+
+together = {}  # what was read and not loaded yet
 
 
 @instead_of(lambda_svc, "_prune_orphan_code_blobs")

@@ -5,6 +5,7 @@
 //!   answer, a refusal or a typed failure.
 //! * [`questions`]: which questions are open, what became of the others, and how it all went in numbers.
 //! * [`pace`]: how long to wait, before a message is sent, a question asked again, a connection tried again.
+//! * [`table`]: a CSV file, as people have them, as rows to ask about.
 //! * [`error`]: what can go wrong.
 //!
 //! MQTT gives none of this: a broker may deliver twice or, where a connection breaks, not at all, and an
@@ -16,6 +17,7 @@ pub mod device;
 pub mod error;
 pub mod pace;
 pub mod questions;
+pub mod table;
 
 pub use client::{Client, Link, Settings};
 pub use device::Device;

@@ -21,19 +21,22 @@ mod rows;
 mod told;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use client::{Client, Device, Settings};
@@ -45,7 +48,7 @@ use tokio::time::{sleep, timeout};
 use crate::limits::Limits;
 use crate::predict::positive;
 use asking::Asking;
-use guard::{Guard, Refusal};
+use guard::{Caller, Guard, Refusal};
 use rows::Run;
 
 /// What `live` may be told.
@@ -55,9 +58,14 @@ pub struct Live {
     #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
     rate: f64,
     /// Port of the page; 0 for any that is free
-    #[arg(long, env = "LIVE_PORT", default_value_t = 8890)]
+    #[arg(
+        long,
+        env = "LIVE_PORT",
+        value_name = "LIVE_PORT",
+        default_value_t = 8890
+    )]
     port: u16,
-    /// Let in whoever in the room has the printed address, which holds a token. Unencrypted, as http is
+    /// Let in whoever in the room has the second address that is printed. Unencrypted, as http is
     #[arg(long, env = "ROOM", value_parser = FalseyValueParser::new())]
     open_to_room: bool,
     /// Only print the address
@@ -95,11 +103,8 @@ impl Live {
                     self.port
                 )
             })?;
-        let guard = if self.open_to_room {
-            Guard::room()?
-        } else {
-            Guard::loopback()
-        };
+        let port = listener.local_addr()?.port();
+        let guard = Guard::new(port, self.open_to_room)?;
         let settings = Settings {
             open: asking::OPEN,
             ..self.limits.settings(self.rate, 1)?
@@ -114,17 +119,17 @@ impl Live {
         tasks.spawn(pace::run(Arc::clone(&asking)));
         tasks.spawn(pace::report(Arc::clone(&asking)));
         tasks.spawn(pace::keep(Arc::clone(&asking)));
+        tasks.spawn(pace::notice(Arc::clone(&asking), dir.join(&self.device)));
 
-        let port = listener.local_addr()?.port();
         let (here, told) = addresses(&guard, port);
-        let app =
-            router(Arc::clone(&asking), guard).into_make_service_with_connect_info::<SocketAddr>();
+        let door = Door(dir.join(&self.device).join("open.html"));
+        let app = router(Arc::clone(&asking), guard);
         let mut ending = asking.over.subscribe();
         let mut served = std::pin::pin!(async {
             println!("{told}\n{told_run}");
-            if !self.no_browser {
-                // A machine without a browser has the address on its terminal.
-                let _ = open::that_detached(here);
+            // A machine without a browser has the address on its terminal.
+            if !self.no_browser && door.lead_to(&here).is_ok() {
+                let _ = open::that_detached(&door.0);
             }
             axum::serve(listener, app)
                 .with_graceful_shutdown(async move {
@@ -149,6 +154,30 @@ impl Live {
     }
 }
 
+/// A file that leads the browser to the page. Everybody on this machine sees which command opens a browser, and nobody
+/// else may read this file: the token is in here.
+struct Door(PathBuf);
+
+impl Door {
+    fn lead_to(&self, address: &str) -> std::io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        // One of a server that was killed.
+        fs::remove_file(&self.0).ok();
+        let mut file = options.open(&self.0)?;
+        writeln!(
+            file,
+            "<!doctype html><title>Live</title><meta http-equiv=\"refresh\" content=\"0; url={address}\">"
+        )
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).ok();
+    }
+}
+
 /// Wait until nobody else holds it: a page's connection may be about to let go.
 async fn alone(asking: &Arc<Asking>) {
     while Arc::strong_count(asking) > 1 {
@@ -159,11 +188,13 @@ async fn alone(asking: &Arc<Asking>) {
 /// Where the page is: for this machine's browser, and in words.
 fn addresses(guard: &Guard, port: u16) -> (String, String) {
     let address =
-        |host: IpAddr| format!("http://{}/{}", SocketAddr::new(host, port), guard.query());
-    let here = address(Ipv4Addr::LOCALHOST.into());
+        |host: IpAddr, query: String| format!("http://{}/{query}", SocketAddr::new(host, port));
+    let here = address(Ipv4Addr::LOCALHOST.into(), guard.owners_query());
     let mut told = format!("live page  {here}\n");
-    if guard.is_room() {
-        let room = own_address().map_or("this machine is on no network".into(), address);
+    if let Some(query) = guard.rooms_query() {
+        let room = own_address().map_or("this machine is on no network".into(), |host| {
+            address(host, query)
+        });
         told += &format!("the room   {room}\n");
         told += "           whoever has that address may ask; it is not encrypted\n";
     }
@@ -217,10 +248,9 @@ fn router(asking: Arc<Asking>, guard: Guard) -> Router {
 /// A page listens.
 async fn watch(
     State(asking): State<Arc<Asking>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(caller): Extension<Caller>,
 ) -> Result<Response, Refusal> {
-    let may_pause = peer.ip().is_loopback();
-    Ok(events::stream(asking, may_pause)?.into_response())
+    Ok(events::stream(asking, caller == Caller::Owner)?.into_response())
 }
 
 /// Somebody's own row.
@@ -255,15 +285,15 @@ struct Turn {
     on: bool,
 }
 
-/// The run goes on or pauses, for everybody: only who sits at this machine decides that.
+/// The run goes on or pauses, for everybody: only who started this decides that.
 async fn start_or_pause(
     State(asking): State<Arc<Asking>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<(), Refusal> {
     let Turn { on } = read(&body)?;
-    if !peer.ip().is_loopback() {
-        return Err(Refusal::NotAtTheMachine);
+    if caller != Caller::Owner {
+        return Err(Refusal::NotTheOwner);
     }
     asking.on.send_replace(on);
     Ok(())

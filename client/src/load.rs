@@ -3,6 +3,9 @@
 //! The rate does not wait for the answers (an open loop), and a time counts from when its question was
 //! due, not from when it could be sent: otherwise a slow moment would hide all the questions that had to
 //! wait for it ("coordinated omission", Gil Tene, How NOT to Measure Latency, 2015).
+//!
+//! When the time is over, what still waits for room is not asked any more, and is counted: whoever asks for more than
+//! can be answered hears how much that was, and does not wait for the rest.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -15,6 +18,7 @@ use clap::Args;
 use client::{AskError, Client, Counters, Description, Device, Reply, Settings};
 use iris_fn::Feature;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -50,8 +54,11 @@ pub struct Load {
     limits: Limits,
 }
 
+/// A question's reply, unless it was left unasked; and how long it took since it was due, and since it was sent.
+type Ended = (Option<Result<Reply, AskError>>, Duration, Duration);
+
 impl Load {
-    /// Connect all, ask, and say by the exit code whether every question was answered.
+    /// Connect all, ask, and say by the exit code whether every question was asked and answered.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
         let deadline = Duration::from_secs_f64(self.deadline);
         let settings = Settings {
@@ -63,37 +70,60 @@ impl Load {
         let run = format!("{:08x}", fastrand::u32(..));
         // Whole questions only; the last is due before the time is over.
         let count = (self.rate * self.seconds).round().max(1.0) as u64;
-        let mut open: JoinSet<(Result<Reply, AskError>, Duration, Duration)> = JoinSet::new();
+        let rooms: Vec<_> = clients
+            .iter()
+            .map(|_| Arc::new(Semaphore::new(settings.open.into())))
+            .collect();
+        let close = || rooms.iter().for_each(|room| room.close());
+        let mut open: JoinSet<Ended> = JoinSet::new();
         let (mut due, mut sent) = (Latency::new(), Latency::new());
         let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
         let begin = Instant::now();
+        let end = begin + Duration::from_secs_f64(self.seconds);
         let mut reported = begin;
         let mut next = 0;
         let mut last = count;
+        let (mut over, mut unasked) = (false, 0);
         while next < last || !open.is_empty() {
             let at = begin + Duration::from_secs_f64(next as f64 / self.rate);
             tokio::select! {
                 () = sleep_until(at), if next < last => {
-                    let client = Arc::clone(&clients[next as usize % clients.len()]);
+                    let device = next as usize % clients.len();
+                    let (client, room) = (Arc::clone(&clients[device]), Arc::clone(&rooms[device]));
                     let id = format!("{run}-{next}");
                     // As text: where many must wait, it takes less memory than the JSON tree.
                     let request = model.request(&id, &any_row(&model)).to_string();
                     open.spawn(async move {
-                        let sent = Instant::now();
+                        let due = Instant::now();
+                        let Ok(_room) = room.acquire().await else {
+                            return (None, at.elapsed(), due.elapsed());
+                        };
                         let reply = client.ask_text(&id, request).await;
-                        (reply, at.elapsed(), sent.elapsed())
+                        (Some(reply), at.elapsed(), due.elapsed())
                     });
                     next += 1;
                 }
                 Some(done) = open.join_next() => {
                     let (reply, since_due, since_sent) = done.context("a question ended badly")?;
+                    let Some(reply) = reply else {
+                        // It would have waited for longer.
+                        due.record(since_due);
+                        unasked += 1;
+                        continue;
+                    };
                     // A failed one was waited for until its deadline: left out, it would hide the worst.
                     let least = if reply.is_ok() { Duration::ZERO } else { deadline };
                     due.record(since_due.max(least));
                     sent.record(since_sent.max(least));
                 }
+                () = sleep_until(end), if !over => {
+                    over = true;
+                    unasked += last - next;
+                    last = next;
+                    close();
+                }
                 _ = &mut stop => {
-                    if next == last {
+                    if over {
                         for _ in 0..open.len() {
                             due.record(deadline);
                             sent.record(deadline);
@@ -102,7 +132,10 @@ impl Load {
                         break;
                     }
                     eprintln!("stopped: waiting for what is open; once more ends that too");
+                    over = true;
+                    unasked += last - next;
                     last = next;
+                    close();
                     stop.set(tokio::signal::ctrl_c());
                 }
             }
@@ -130,7 +163,7 @@ impl Load {
             println!(
                 "{}",
                 json!({"devices": clients.len(), "seconds": took.as_secs_f64(), "counters": counters,
-                "answers_a_second": a_second, "ms": due.json(), "ms_since_sent": sent.json()})
+                "answers_a_second": a_second, "unasked": unasked, "ms": due.json(), "ms_since_sent": sent.json()})
             );
         } else {
             println!(
@@ -139,7 +172,14 @@ impl Load {
                 took.as_secs_f64(),
                 told_counters(&counters)
             );
-            println!("{a_second:.0} answers a second, {:.0} asked", self.rate);
+            println!("{a_second:.0} answers a second, {} were wanted", self.rate);
+            if unasked > 0 {
+                println!(
+                    "{unasked} of {count} questions were left unasked when the time was over: RATE={:.0} is what it bears, or more \
+                     DEVICES ask for more",
+                    a_second.max(1.0)
+                );
+            }
             println!("since each was due:  {}", due.line());
             println!("since it was sent:   {}", sent.line());
             if counters.failed > 0 {
@@ -152,7 +192,7 @@ impl Load {
         for client in clients.into_iter().filter_map(Arc::into_inner) {
             client.close().await;
         }
-        Ok(if counters.failed + counters.refused == 0 {
+        Ok(if counters.failed + counters.refused + unasked == 0 {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE

@@ -10,6 +10,7 @@ mod predict;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 /// Ask the deployed function for predictions, over MQTT
@@ -40,7 +41,13 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Cli { dir, command } = Cli::parse();
+    let Cli { dir, command } = Cli::try_parse().unwrap_or_else(|e| {
+        if let Some(error) = in_settings(&e) {
+            eprintln!("error: {error}");
+            std::process::exit(2);
+        }
+        e.exit()
+    });
     let done = match command {
         Command::Predict(predict) => predict.run(&dir).await,
         Command::Load(load) => load.run(&dir).await,
@@ -53,6 +60,19 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is wrong with a value, in the words of the setting of `make` that it came from.
+fn in_settings(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(&**text),
+        _ => None,
+    };
+    // `--rate <RATE>`, for example.
+    let (_, name) = text(ContextKind::InvalidArg)?.split_once('<')?;
+    let (name, value) = (name.split('>').next()?, text(ContextKind::InvalidValue)?);
+    let why = std::error::Error::source(error)?;
+    Some(format!("{name}={value:?}: {why}"))
 }
 
 #[cfg(test)]

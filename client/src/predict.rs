@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use client::table::{Label, MOST_BYTES, Table};
 use client::{AskError, Client, Counters, Description, Device, Reply, Settings};
-use iris_fn::table::Table;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -23,11 +23,11 @@ use crate::limits::{Limits, warn_of_another};
 #[derive(Args)]
 pub struct Predict {
     /// One row: a number for each feature of the model, in its order
-    #[arg(allow_negative_numbers = true, value_name = "VALUE")]
-    row: Vec<f64>,
+    #[arg(allow_negative_numbers = true, value_name = "ROW")]
+    row: Vec<String>,
     /// A CSV with a column for each feature of the model, and one for its target where that is known; - for standard
-    /// input
-    #[arg(long, conflicts_with = "row", value_name = "FILE")]
+    /// input, which is read to its end first
+    #[arg(long, value_name = "CSV")]
     csv: Option<PathBuf>,
     /// Requests, one JSON object a line, each with a `request_id`; - for standard input
     #[arg(long, conflicts_with_all = ["row", "csv"], value_name = "FILE")]
@@ -55,7 +55,7 @@ pub struct Predict {
 pub fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if (1e-3..=1e6).contains(&x) => Ok(x),
-        _ => Err("a number from 0.001 to 1,000,000".to_owned()),
+        _ => Err("wanted is a number from 0.001 to 1,000,000".to_owned()),
     }
 }
 
@@ -65,13 +65,13 @@ struct Question {
     id: String,
     text: String,
     /// The right answer, where it is known.
-    truth: Option<String>,
+    truth: Option<Label>,
 }
 
 /// How a question ended.
 struct Outcome {
     id: String,
-    truth: Option<String>,
+    truth: Option<Label>,
     reply: Result<Reply, AskError>,
     took: Duration,
 }
@@ -79,6 +79,11 @@ struct Outcome {
 impl Predict {
     /// Ask, print, and say by the exit code whether every question was answered or refused.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
+        ensure!(
+            self.row.is_empty() || self.csv.is_none(),
+            "ROW and CSV are both set, and one is asked about at a time: leave one of them out"
+        );
+        let csv = self.csv.as_deref().map(read).transpose()?;
         let mut device = Device::open(&dir.join(&self.device))?;
         if let Some(port) = self.port {
             device = device.through(port);
@@ -95,23 +100,34 @@ impl Predict {
         } else {
             None
         };
-        let mut questions = self.questions(model.as_ref())?;
-        let mut summary = Summary::new(self.json, model);
+        let (mut questions, total) = self.questions(model.as_ref(), csv)?;
         // At the client's own pace at most: a question that waits there would count the wait as its round trip.
         let rate = self.rate.unwrap_or(self.limits.pace);
+        if let Some(total) = total.filter(|total| *total as f64 / rate >= PATIENCE.as_secs_f64()) {
+            let time = duration(total as f64 / rate);
+            eprintln!(
+                "{total} rows at {rate} a second: {time}; Ctrl-C stops, and says what was not asked"
+            );
+        }
+        let mut summary = Summary::new(self.json, model, total);
         let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut open = JoinSet::new();
-        let mut more = true;
+        let (mut more, mut stopped) = (true, false);
         let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
         while more || !open.is_empty() {
             tokio::select! {
                 question = next(&mut questions, &mut tick), if more && open.len() < usize::from(Settings::default().open) => match question {
-                    Some(Ok(question)) => {
-                        let client = Arc::clone(&client);
-                        open.spawn(async move { ask(&client, question).await });
+                    Some(question) => {
+                        summary.taken += 1;
+                        match question {
+                            Ok(question) => {
+                                let client = Arc::clone(&client);
+                                open.spawn(async move { ask(&client, question).await });
+                            }
+                            Err(unreadable) => summary.unreadable(&unreadable),
+                        }
                     }
-                    Some(Err(unreadable)) => summary.unreadable(&unreadable),
                     None => more = false,
                 },
                 Some(outcome) = open.join_next() => summary.add(outcome.context("a question ended badly")?),
@@ -125,38 +141,39 @@ impl Predict {
                         break;
                     }
                     eprintln!("stopped: waiting for what is open; once more ends that too");
-                    more = false;
+                    (more, stopped) = (false, true);
                     stop.set(tokio::signal::ctrl_c());
                 }
             }
             summary.progress(&client);
         }
-        summary.print(&client);
+        summary.print(&client, stopped);
+        let all_well = summary.all_well(&client, stopped);
         if let Some(client) = Arc::into_inner(client) {
             client.close().await;
         }
-        Ok(if summary.all_well() {
+        Ok(if all_well {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         })
     }
 
-    /// The questions, as they are read; in a thread of their own, since standard input blocks.
-    fn questions(
-        &self,
-        model: Option<&Description>,
-    ) -> Result<mpsc::Receiver<Result<Question, String>>> {
+    /// The questions, as they are read, and how many there are where that is known. In a thread of their own, since
+    /// standard input blocks.
+    fn questions(&self, model: Option<&Description>, csv: Option<Vec<u8>>) -> Result<Questions> {
         let (to, questions) = mpsc::channel(1);
         let run = format!("{:08x}", fastrand::u32(..));
-        if let (Some(path), Some(model)) = (self.csv.as_deref(), model.cloned()) {
-            let table = Table::open(open(path)?, &model.features, &model.target);
-            let table = table.with_context(|| format!("cannot use {}", path.display()))?;
-            for (from, name) in table.renamed() {
-                eprintln!("column `{from}` is taken for `{name}`");
+        let mut total = None;
+        if let (Some(path), Some(csv), Some(model)) = (&self.csv, csv, model.cloned()) {
+            let table = Table::read(&csv, &model);
+            let table = table.with_context(|| format!("cannot use CSV={}", path.display()))?;
+            for note in &table.notes {
+                eprintln!("{note}");
             }
+            total = Some(table.rows.len());
             std::thread::spawn(move || {
-                for (n, row) in table.rows().enumerate() {
+                for (n, row) in table.rows.into_iter().enumerate() {
                     let question = row.map_err(|e| e.to_string()).map(|row| {
                         let id = format!("{run}-{}", n + 1);
                         let text = model.request(&id, &row.values).to_string();
@@ -185,24 +202,7 @@ impl Predict {
                 }
             });
         } else if let Some(model) = model {
-            let names: Vec<&str> = model
-                .features
-                .iter()
-                .map(|feature| &*feature.name)
-                .collect();
-            ensure!(
-                self.row.len() == names.len(),
-                "which row? The model asks for {}, in this order: make predict ROW='{}', or CSV=file.csv, or CSV=- for \
-                 standard input{}",
-                names.join(", "),
-                example(model),
-                if self.row.is_empty() {
-                    String::new()
-                } else {
-                    format!(" (ROW has {} values)", self.row.len())
-                },
-            );
-            let text = model.request(&run, &self.row).to_string();
+            let text = model.request(&run, &row(&self.row, model)?).to_string();
             to.try_send(Ok(Question {
                 id: run,
                 text,
@@ -210,8 +210,58 @@ impl Predict {
             }))
             .ok();
         }
-        Ok(questions)
+        Ok((questions, total))
     }
+}
+
+type Questions = (mpsc::Receiver<Result<Question, String>>, Option<usize>);
+
+/// A row as somebody wrote it: numbers with spaces, commas or semicolons between them, or decimal commas.
+fn row(words: &[String], model: &Description) -> Result<Vec<f64>> {
+    let (text, wanted) = (words.join(" "), model.features.len());
+    let mut values: Vec<String> = text
+        .split_whitespace()
+        .map(|x| x.replace(',', "."))
+        .collect();
+    if values.len() != wanted || text.contains('.') {
+        let parts = text
+            .split([' ', '\t', ',', ';'])
+            .filter(|part| !part.is_empty());
+        values = parts.map(str::to_owned).collect();
+    }
+    let names: Vec<&str> = model
+        .features
+        .iter()
+        .map(|feature| &*feature.name)
+        .collect();
+    let help = format!(
+        "The model asks for {}, in this order: make predict ROW='{}', or CSV=file.csv, or CSV=- for standard input",
+        names.join(", "),
+        example(model)
+    );
+    if values.is_empty() {
+        bail!("which row? {help}");
+    }
+    ensure!(
+        values.len() == wanted,
+        "ROW has {} values, not {wanted}. {help}",
+        values.len()
+    );
+    let number = |text: &String| match text.parse::<f64>() {
+        Ok(x) if x.is_finite() => Ok(x),
+        _ => bail!("{text:?} in ROW is not a number. {help}"),
+    };
+    values.iter().map(number).collect()
+}
+
+/// A file's bytes; one more than are taken, where it has more.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = open(path)?
+        .take(MOST_BYTES as u64 + 1)
+        .read_to_end(&mut bytes);
+    read.with_context(|| format!("cannot read CSV={}", path.display()))?;
+    Ok(bytes)
 }
 
 /// A row in the middle of what training saw.
@@ -228,8 +278,14 @@ fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
     if path == Path::new("-") {
         return Ok(Box::new(std::io::stdin()));
     }
-    let file =
-        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = std::fs::File::open(path).with_context(|| {
+        let help = if path.starts_with("~") {
+            ": your shell left the ~ as it is, write $HOME for it"
+        } else {
+            ""
+        };
+        format!("cannot read {}{help}", path.display())
+    })?;
     Ok(Box::new(file))
 }
 
@@ -268,6 +324,11 @@ fn ready_made(text: String) -> Result<Question, String> {
     })
 }
 
+/// How long a person waits without a word of how long it takes; and how often it is said again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Rows that cannot be asked about, and labels that are no classes, of which each has a line of its own.
+const TOLD: u64 = 10;
+
 /// What came of it all.
 struct Summary {
     json: bool,
@@ -275,28 +336,33 @@ struct Summary {
     model: Option<Description>,
     /// Rewrites one line, where a person looks and answers do not scroll by.
     live: bool,
+    began: Instant,
     shown: Instant,
+    /// Rows of the file, where that is known, and how many of them were taken up.
+    total: Option<usize>,
+    taken: usize,
     unreadable: u64,
     failed: u64,
-    /// Rows whose label is one of the model's classes, and how many of them it named.
-    known: u64,
-    correct: u64,
-    /// Labels that are none of the model's classes, and how often each.
-    strange: BTreeMap<String, u64>,
+    /// What rows with a class were answered.
+    known: BTreeMap<String, BTreeMap<String, u64>>,
+    /// The same for labels that are none of the model's classes.
+    strange: BTreeMap<String, BTreeMap<String, u64>>,
     latency: Latency,
 }
 
 impl Summary {
-    fn new(json: bool, model: Option<Description>) -> Self {
+    fn new(json: bool, model: Option<Description>, total: Option<usize>) -> Self {
         Self {
             json,
             model,
             live: std::io::stderr().is_terminal() && !std::io::stdout().is_terminal(),
+            began: Instant::now(),
             shown: Instant::now(),
+            total,
+            taken: 0,
             unreadable: 0,
             failed: 0,
-            known: 0,
-            correct: 0,
+            known: BTreeMap::new(),
             strange: BTreeMap::new(),
             latency: Latency::new(),
         }
@@ -304,7 +370,11 @@ impl Summary {
 
     fn unreadable(&mut self, what: &str) {
         self.unreadable += 1;
-        eprintln!("not asked: {what}");
+        if self.unreadable <= TOLD {
+            eprintln!("not asked: {what}");
+        } else if self.unreadable == TOLD + 1 {
+            eprintln!("not asked: more rows, which are counted at the end");
+        }
     }
 
     fn add(
@@ -322,12 +392,12 @@ impl Summary {
         self.failed += u64::from(reply.is_err());
         if let (Some(truth), Ok(Reply::Answer(answer)), Some(model)) = (truth, &reply, &self.model)
         {
-            if model.classes.contains(&truth) {
-                self.known += 1;
-                self.correct += u64::from(answer[&model.target] == *truth);
-            } else {
-                *self.strange.entry(truth).or_default() += 1;
-            }
+            let (labels, truth) = match truth {
+                Label::Class(truth) => (&mut self.known, truth),
+                Label::Other(truth) => (&mut self.strange, truth),
+            };
+            let said = answer[&model.target].as_str().unwrap_or("?").to_owned();
+            *labels.entry(truth).or_default().entry(said).or_default() += 1;
         }
         if self.json {
             println!(
@@ -357,25 +427,53 @@ impl Summary {
     }
 
     fn progress(&mut self, client: &Client) {
-        if self.live && self.shown.elapsed() > Duration::from_millis(500) {
-            self.shown = Instant::now();
-            let counters = client.counters();
-            eprint!(
-                "\r\x1b[K{} asked, {} answered",
-                counters.asked, counters.answered
-            );
+        let every = if self.live {
+            Duration::from_millis(500)
+        } else {
+            PATIENCE
+        };
+        if self.shown.elapsed() <= every {
+            return;
+        }
+        self.shown = Instant::now();
+        let counters = client.counters();
+        let mut line = format!("{} asked, {} answered", counters.asked, counters.answered);
+        if let Some(total) = self.total.filter(|_| self.taken > 0) {
+            let each = self.began.elapsed().as_secs_f64() / self.taken as f64;
+            let left = duration((total - self.taken) as f64 * each);
+            line = format!("{line} of {total}, {left} to go");
+        }
+        if self.live {
+            eprint!("\r\x1b[K{line}");
+        } else {
+            eprintln!("{line}");
         }
     }
 
-    fn print(&self, client: &Client) {
+    fn print(&self, client: &Client, stopped: bool) {
         let counters = client.counters();
         if self.live {
             eprint!("\r\x1b[K");
         }
+        let left = self.total.map(|total| total - self.taken);
+        if let (Some(total), Some(left @ 1..)) = (self.total, left) {
+            eprintln!("stopped: {left} of {total} rows were not asked");
+        } else if stopped && self.total.is_none() {
+            eprintln!("stopped: what was not read by then was not asked");
+        }
+        if self.unreadable > 0 {
+            let of = self
+                .total
+                .map_or(String::new(), |total| format!(" of {total}"));
+            eprintln!(
+                "{}{of} rows were not asked: correct or delete these lines",
+                self.unreadable
+            );
+        }
         if self.json {
             println!(
                 "{}",
-                json!({"counters": counters, "unreadable": self.unreadable, "ms": self.latency.json()})
+                json!({"counters": counters, "unreadable": self.unreadable, "unasked": left, "ms": self.latency.json()})
             );
             return;
         }
@@ -384,26 +482,72 @@ impl Summary {
             println!("{}", told_counters(&counters));
             println!("round trip: {}", self.latency.line());
         }
-        if self.known > 0 {
-            println!("correct: {} of {}", self.correct, self.known);
+        let count = |of: &BTreeMap<String, u64>| of.values().sum::<u64>();
+        let known: u64 = self.known.values().map(count).sum();
+        let right = self
+            .known
+            .iter()
+            .filter_map(|(label, answers)| answers.get(label));
+        let correct: u64 = right.sum();
+        if known > 0 {
+            println!("correct: {correct} of {known}");
         }
-        if let (Some(model), false) = (&self.model, self.strange.is_empty()) {
-            let labels: Vec<_> = self
+        let Some(model) = &self.model else { return };
+        if correct * 2 < known {
+            println!(
+                "most labels and answers differ: is this the model for this file, and do its labels mean the model's classes?"
+            );
+            self.compare(&self.known);
+        }
+        if !self.strange.is_empty() {
+            let labels = self
                 .strange
                 .iter()
-                .map(|(label, n)| format!("{label:?} ({n})"))
-                .collect();
+                .map(|(label, answers)| format!("{label:?} ({})", count(answers)));
+            let labels: Vec<_> = labels.take(TOLD as usize).collect();
             println!(
-                "not compared: {} as `{}`; the model's classes are {}",
+                "not compared: {}{} as `{}`; the model's classes are {}: give the labels these names",
                 labels.join(", "),
+                if self.strange.len() > labels.len() {
+                    ", …"
+                } else {
+                    ""
+                },
                 model.target,
                 model.classes.join(", ")
             );
+            self.compare(&self.strange);
         }
     }
 
-    fn all_well(&self) -> bool {
-        self.unreadable == 0 && self.failed == 0
+    /// What rows of each label were answered.
+    fn compare(&self, labels: &BTreeMap<String, BTreeMap<String, u64>>) {
+        for (label, answers) in labels.iter().take(TOLD as usize) {
+            let answers: Vec<_> = answers
+                .iter()
+                .map(|(class, n)| format!("{class} ({n})"))
+                .collect();
+            println!("  {label:?} was answered by {}", answers.join(", "));
+        }
+    }
+
+    /// Whether there was a question, and each one is answered or refused.
+    fn all_well(&self, client: &Client, stopped: bool) -> bool {
+        if client.counters().asked == 0 {
+            eprintln!("nothing was asked");
+            return false;
+        }
+        let left = self.total.map_or(stopped, |total| total > self.taken);
+        self.unreadable == 0 && self.failed == 0 && !left
+    }
+}
+
+/// A time, for people.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..100.0 => format!("{seconds:.0} s"),
+        ..6_000.0 => format!("about {:.0} min", seconds / 60.0),
+        _ => format!("about {:.0} h", seconds / 3_600.0),
     }
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -126,6 +127,68 @@ def test_a_question_that_failed_counts_with_its_deadline(tmp_path):
     assert (done.returncode, result["counters"]["answered"], result["counters"]["failed"]) == (1, 10, 10), done.stderr
     for times in (result["ms"], result["ms_since_sent"]):
         assert times["p50"] < 1000 and times["p90"] >= 2000, times
+
+
+# --- what is left unasked -----------------------------------------------------------
+
+
+def test_load_stops_on_time_and_says_what_it_reached_and_what_was_left(tmp_path):
+    with StandIn(tmp_path) as broker:
+        broker.delay = 0.5  # 16 are open at a time: 32 a second
+        (tmp_path / "live").rename(tmp_path / "load-1")
+        load = [CLIENT, "--dir", tmp_path, "load", "--devices", "1", "--rate", "500", "--pace", "1000", "--seconds", "2"]
+        began = time.monotonic()
+        done = subprocess.run(load, capture_output=True, text=True, timeout=60)
+        took = time.monotonic() - began
+    found = re.search(r"\n(\d+) answers a second, 500 were wanted\n(\d+) of 1000 questions were left unasked", done.stdout)
+    assert found and took < 5 and done.returncode == 1, (took, done.stdout, done.stderr)
+    assert 20 < int(found[1]) < 40 and int(found[2]) == 1000 - broker.arrived, done.stdout
+
+
+def test_ctrl_c_counts_the_rows_that_were_not_asked(tmp_path):
+    rows = (ROOT / "data/iris.csv").read_text().splitlines()
+    (tmp_path / "rows.csv").write_text("\n".join([rows[0], *rows[1:] * 10]) + "\n")
+    with StandIn(tmp_path) as broker:
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--csv", tmp_path / "rows.csv"]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: broker.arrived > 50)
+        client.send_signal(signal.SIGINT)
+        out, said = client.communicate(timeout=20)
+    assert "1500 rows at 40 a second: 38 s; Ctrl-C stops" in said
+    left = int(re.search(r"stopped: (\d+) of 1500 rows were not asked", said)[1])
+    assert client.returncode == 1 and left == 1500 - broker.arrived and f"answered {broker.arrived}," in out, said
+
+
+def test_a_long_file_says_how_long_it_takes(tmp_path):
+    with StandIn(tmp_path):
+        command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--rate", "13", "--csv", ROOT / "data/iris.csv"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and re.search(r"\n1\d\d asked, 1\d\d answered of 150, [12] s to go\n", done.stderr), done.stderr
+
+
+def test_what_make_is_told_is_answered_in_its_own_words(tmp_path):
+    (tmp_path / "requests").touch()
+    told = {
+        ("predict", "--", "5.1", "3.5", "x", "0.2"): """"x" in ROW is not a number. The model asks for sepal_length,""",
+        ("predict", "--", "5.1"): "ROW has 1 values, not 4. The model asks for",
+        ("predict",): "which row? The model asks for sepal_length, sepal_width, petal_length, petal_width, in this order: make",
+        ("predict", "--csv", "data/iris.csv", "--", "1"): "ROW and CSV are both set",
+        ("predict", "--csv", "data/iris.cvs"): "cannot read data/iris.cvs: No such file",
+        ("predict", "--csv", "~/iris.csv"): "cannot read ~/iris.csv: your shell left the ~ as it is, write $HOME for it",
+        ("predict", "--csv", "data"): "cannot read CSV=data: Is a directory",
+        ("predict", "--rate", "fast"): 'RATE="fast": wanted is a number',
+        ("predict", "--requests", str(tmp_path / "requests")): "nothing was asked",
+        ("load", "--devices", "0"): 'DEVICES="0": 0 is not in 1..=1000',
+    }  # fmt: skip
+    with StandIn(tmp_path):
+        for arguments, said in told.items():
+            command = [CLIENT, "--dir", tmp_path, *arguments[:1], *(["--device", "live"] * (arguments[0] == "predict")), *arguments[1:]]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+            assert done.returncode in (1, 2) and said in done.stderr and "Usage" not in done.stderr, (arguments, done.stderr)
+        for row in ("5.1 3.5 1.4 0.2", "5.1,3.5,1.4,0.2", "5,1 3,5 1,4 0,2", "5.1; 3.5; 1.4; 0.2"):
+            command = [CLIENT, "--dir", tmp_path, "predict", "--device", "live", "--", *row.split(" ")]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            assert done.returncode == 0 and "setosa      0.982" in done.stdout, (row, done.stderr)
 
 
 # --- Ctrl-C, refusals -------------------------------------------------------------

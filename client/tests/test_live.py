@@ -11,6 +11,7 @@ machine: it is measured, and target/live/*.json and `pytest -s` say it.
 import base64
 import hashlib
 import http.client
+import http.server
 import io
 import json
 import os
@@ -52,13 +53,15 @@ class Server:
     def __init__(self, devices, device="live", **settings):
         environment = {**os.environ, "LIVE_PORT": "0", "NO_BROWSER": "1", "RATE": "5", "PACE": "1000", **settings}
         self.process = subprocess.Popen(
-            [CLIENT, "--dir", devices, "live", "--device", device], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        )
+            [CLIENT, "--dir", devices, "live", "--device", device], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         # Its first line says where it is; a server that says nothing has said why on standard error.
         said = queue.Queue()
         threading.Thread(target=lambda: said.put(self.process.stdout.readline()), daemon=True).start()
         self.url = re.search(r"http://\S+", said.get(timeout=30)).group()
         self.port = int(re.search(r":(\d+)/", self.url).group(1))
+        self.cookie = f"live_token_{self.port}={self.url.partition('?token=')[2]}"
 
     def __enter__(self):
         return self
@@ -75,11 +78,12 @@ class Server:
         finally:
             self.process.kill()
             self.process.stdout.close()
+            self.process.stderr.close()
 
     def request(self, method, path, body=None, host="127.0.0.1", **changes):
         """(status, headers, body) of a request as our own page would send it, but for `changes` of its headers."""
         ours = f"{host}:{self.port}"
-        headers = {"Host": ours}
+        headers = {"Host": ours, "Cookie": self.cookie}
         if method == "POST":
             headers |= {"Origin": f"http://{ours}", "Content-Type": "application/json"}
         headers |= {name.replace("_", "-"): value for name, value in changes.items()}
@@ -87,7 +91,8 @@ class Server:
         try:
             connection.request(method, path, body, {name: value for name, value in headers.items() if value})
             response = connection.getresponse()
-            return response.status, dict(response.getheaders()), response.read().decode()
+            endless = response.getheader("Content-Type") == "text/event-stream"
+            return response.status, dict(response.getheaders()), "" if endless else response.read().decode()
         finally:
             connection.close()
 
@@ -108,7 +113,7 @@ def own_address():
         return probe.getsockname()[0]
 
 
-def listener(port, narrow=False):
+def listener(server, narrow=False):
     """A page that has asked for the events and reads none yet. Of what it does not read, the system keeps 4 MB for it,
     that is of 40 s; with a narrow connection some kB."""
     page = socket.socket()
@@ -116,8 +121,8 @@ def listener(port, narrow=False):
         page.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         page.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
     page.settimeout(20)
-    page.connect(("127.0.0.1", port))
-    page.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    page.connect(("127.0.0.1", server.port))
+    page.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nCookie: {server.cookie}\r\n\r\n".encode())
     return page
 
 
@@ -452,6 +457,19 @@ def test_a_lost_connection_is_said_and_comes_back(stand_in, server, page):
     wait_for(lambda: stand_in.said_goodbye, 2)
 
 
+def test_a_stack_that_is_gone_is_said_on_the_page_and_the_terminal(tmp_path, page):
+    with StandIn(tmp_path) as broker, Server(tmp_path) as server:
+        page.open(server.url)
+        wait_for(lambda: page.text("#link") == "Connected")
+        shutil.rmtree(tmp_path / "live")  # as `make destroy` does, which ends no connection of the local cloud
+        wait_for(lambda: "The stack is gone: `make destroy` deleted it" in page.text("#link"))
+        assert page.text("#run") == "Start the run"
+        arrived = broker.arrived
+        time.sleep(1)
+        assert broker.arrived < arrived + 3  # of five, if the run went on
+        assert "make deploy" in server.process.stderr.readline()
+
+
 # --- for everybody -----------------------------------------------------------------------------------------
 
 
@@ -579,7 +597,7 @@ def test_what_a_page_does_not_fetch_is_not_kept_for_it(stand_in):
     """Were it kept, a hundred pages would cost the server 8 MB a second, and none would miss anything."""
     with Server(stand_in.folder, RATE="500") as server:
         before = server.memory()
-        deaf = [listener(server.port, narrow=True) for _ in range(100)]
+        deaf = [listener(server, narrow=True) for _ in range(100)]
 
         def at_rest():
             already = server.memory()
@@ -603,13 +621,19 @@ def test_what_a_page_does_not_fetch_is_not_kept_for_it(stand_in):
 # --- who is let in -----------------------------------------------------------------------------------------
 
 
-def test_on_loopback_only_our_own_page_may_ask(server):
+def test_only_our_own_page_may_ask(server):
     assert server.request("GET", "/")[0] == 200
     assert server.ask(ROW)[1]["outcome"] == "answered"
     assert server.request("GET", "/", Host="evil.example")[0] == 421
-    for changes in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": None}):
+    for path in ("/", "/page.js", "/events", "/?token=" + "0" * 32):
+        assert server.request("GET", path, Cookie=None)[0] == 403, path  # nor whoever else is on this machine
+    assert server.ask(ROW, Cookie=None)[1]["error"]["code"] == "no_token"
+    foreign = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}]
+    for changes in [*foreign, {"Origin": None}]:
         status, told = server.ask(ROW, **changes)
         assert (status, told["error"]["code"]) == (403, "wrong_origin"), changes
+    for changes in foreign:
+        assert server.request("GET", "/events", **changes)[0] == 403, changes
     assert server.ask(ROW, Content_Type="text/plain")[0] == 415
     for wrong in ({**ROW, "more": 1}, {NAMES[0]: 5.1}):
         status, told = server.ask(wrong)
@@ -622,6 +646,52 @@ def test_on_loopback_only_our_own_page_may_ask(server):
         socket.create_connection((own_address(), server.port), 1)
 
 
+FOREIGN = """<!doctype html><title>foreign</title><img src="{url}events"><script>
+  window.heard = []; const events = new EventSource("{url}events", {{ withCredentials: true }});
+  events.onopen = events.onmessage = () => heard.push("open"); events.onerror = () => heard.push("error");
+  fetch("{url}ask", {{ method: "POST", mode: "no-cors", credentials: "include", body: "{{}}" }});
+</script>"""
+
+
+def test_a_page_of_another_port_starts_no_questions_though_the_browser_has_our_cookie(stand_in, server, page):
+    page.open(server.url)
+    wait_for(lambda: stand_in.arrived > 5)  # as our own page does
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(FOREIGN.format(url=f"http://127.0.0.1:{server.port}/").encode())
+
+        log_message = lambda *_: None  # noqa: E731
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        page.driver.get(f"http://127.0.0.1:{other.server_port}/")
+        assert page.text("title") == "foreign"
+        wait_for(lambda: page.js("window.heard.length"))
+        time.sleep(1)  # what our own page had under way
+        before = stand_in.arrived
+        time.sleep(2)
+        assert set(page.js("window.heard")) == {"error"} and stand_in.arrived == before
+        other.shutdown()
+
+
+def test_the_command_that_opens_the_browser_does_not_show_the_token(stand_in, tmp_path):
+    """Everybody on the machine sees it in the list of processes."""
+    browser = tmp_path / "bin/xdg-open"
+    browser.parent.mkdir()
+    browser.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called.new && mv {tmp_path}/called.new {tmp_path}/called\n')
+    browser.chmod(0o755)
+    with Server(stand_in.folder, NO_BROWSER="", PATH=f"{browser.parent}:{os.environ['PATH']}") as server:
+        called = wait_for(lambda: (tmp_path / "called").exists() and (tmp_path / "called").read_text().strip())
+        assert server.url.partition("?token=")[2] not in called
+        door = Path(called)
+        assert door.stat().st_mode & 0o777 == 0o600 and server.url in door.read_text()
+        assert server.stop() == 0 and not door.exists()
+
+
 def test_every_answer_carries_the_policy(server):
     for path in ("/", "/page.css", "/page.js", "/icon.svg", "/nothing"):
         _, headers, _ = server.request("GET", path)
@@ -630,24 +700,31 @@ def test_every_answer_carries_the_policy(server):
         assert headers["referrer-policy"] == "no-referrer"
 
 
-def test_the_room_needs_the_token(stand_in, page):
+def test_the_room_may_ask_and_only_the_owner_may_pause(stand_in, page):
     with Server(stand_in.folder, ROOM="1") as server:
-        token = re.search(r"\?token=([0-9a-f]{32})$", server.url).group(1)
+        room = re.search(r"http://\S+\?token=([0-9a-f]{32})$", server.process.stdout.readline().strip())
+        token = room.group(1)
+        assert token not in server.url
         for path in ("/", "/page.js", "/events", "/?token=" + "0" * 32):
-            assert server.request("GET", path)[0] == 403, path
-        assert server.ask(ROW)[1]["error"]["code"] == "no_token"
-        status, headers, _ = server.request("GET", f"/?token={token}")
+            assert server.request("GET", path, Cookie=None)[0] == 403, path
+        assert server.ask(ROW, Cookie=None)[1]["error"]["code"] == "no_token"
+        status, headers, _ = server.request("GET", f"/?token={token}", Cookie=None)
         assert status == 200
-        assert headers["set-cookie"] == f"live_token={token}; HttpOnly; SameSite=Strict; Path=/"
-        ours = {"host": own_address(), "Cookie": f"live_token={token}"}
-        assert server.ask(ROW, **ours)[0] == 200
-        status, _, told = server.request("POST", "/run", '{"on": false}', **ours)
-        assert (status, json.loads(told)["error"]["code"]) == (403, "not_at_the_machine")
-        page.open(server.url)
-        wait_for(lambda: page.text("#link") == "Connected")
-        assert token not in page.driver.current_url
-        page.driver.refresh()
-        wait_for(lambda: page.text("#link") == "Connected")
+        cookie = f"live_token_{server.port}={token}"
+        assert headers["set-cookie"] == f"{cookie}; HttpOnly; SameSite=Strict; Path=/"
+        pause = "POST", "/run", '{"on": false}'
+        for host in (own_address(), "127.0.0.1"):  # a port forward comes from loopback
+            assert server.ask(ROW, host=host, Cookie=cookie)[0] == 200
+            status, _, told = server.request(*pause, host=host, Cookie=cookie)
+            assert (status, json.loads(told)["error"]["code"]) == (403, "not_the_owner")
+            assert server.request(*pause, host=host)[0] == 200
+        for address, may_pause in ((f"http://127.0.0.1:{server.port}/?token={token}", False), (server.url, True)):
+            page.open(address)
+            wait_for(lambda: page.text("#link") == "Connected")
+            assert page.element("run").is_enabled() == may_pause
+            assert "token" not in page.driver.current_url
+            page.driver.refresh()
+            wait_for(lambda: page.text("#link") == "Connected")
 
 
 def test_too_many_at_once_are_told_so(stand_in, server):
@@ -666,7 +743,7 @@ def test_ctrl_c_ends_it_at_once_whoever_listens(stand_in):
         assert server.stop() == 0
     with Server(stand_in.folder) as server:
         stand_in.said_goodbye = False
-        with listener(server.port) as page:
+        with listener(server) as page:
             heard = b""
             while b"event: answers" not in heard or b"event: about" not in heard:
                 heard += page.recv(1 << 16)

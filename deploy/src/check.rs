@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
+use client::table::Table;
 use iris_fn::model::GOLDEN_TOLERANCE;
-use iris_fn::table::Table;
 use iris_fn::{Description, Feature, Model};
 use serde_json::Value;
 
@@ -329,10 +329,10 @@ async fn by_old_model(cloud: &Cloud, model: &Description, rows: &[Row]) -> Resul
 
 /// The rows of the project's data, where their columns are the model's features and it accepts them.
 fn data(model: &Description) -> Vec<Row> {
-    let Ok(table) = Table::open(DATA.as_bytes(), &model.features, &model.target) else {
+    let Ok(table) = Table::read(DATA.as_bytes(), model) else {
         return Vec::new();
     };
-    let rows = table.rows().filter_map(|row| Some(row.ok()?.values));
+    let rows = table.rows.into_iter().flatten().map(|row| row.values);
     let accepted = |row: &Row| {
         let mut values = model.features.iter().zip(row);
         values.all(|(feature, x)| feature.accepts(*x))

@@ -22,6 +22,7 @@ use crate::cloud::{Cloud, StackName, Target};
 use crate::device::{private_folder, write_private};
 use crate::models::{self, PUBLISH_ONE};
 use crate::ours;
+use crate::policy;
 use crate::stack::{self, count};
 
 /// The device that each archive holds; notebook 4 asks with this one.
@@ -98,6 +99,7 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         "cannot read {}: run `make build` first",
         code.display()
     );
+    policy::ensure_boundary(cloud).await?;
     let model = models::current(cloud).await?.with_context(|| {
         format!(
             "stack {} has no model for its class: {PUBLISH_ONE}",

@@ -10,6 +10,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::types::{DeleteMarkerEntry, ObjectVersion};
+use aws_types::service_config::ServiceConfigKey;
 use clap::ValueEnum;
 use std::time::Duration;
 
@@ -116,7 +117,7 @@ impl Cloud {
     /// Where to ask, with which settings, and how to call it in a sentence.
     ///
     /// # Errors
-    /// When the target and `AWS_ENDPOINT_URL` do not go together.
+    /// When the target and `AWS_ENDPOINT_URL` do not go together, or another setting sends calls elsewhere.
     pub async fn configure(target: Target) -> Result<(SdkConfig, String)> {
         let endpoint = env::var("AWS_ENDPOINT_URL").ok();
         let cloud = match (target, &endpoint) {
@@ -152,6 +153,18 @@ impl Cloud {
             .retry_config(RetryConfig::standard().with_max_attempts(attempts))
             .load()
             .await;
+        for service in SERVICES {
+            let configured = endpoint_of(service, &config);
+            if configured != endpoint {
+                let there = configured.as_deref().unwrap_or("AWS itself");
+                bail!(
+                    "TARGET={}, but {service} would be asked at {there}: unset AWS_ENDPOINT_URL_{}, or take \
+                     endpoint_url out of your AWS profile",
+                    target.name(),
+                    service.to_uppercase().replace(' ', "_"),
+                );
+            }
+        }
         Ok((config, cloud))
     }
 
@@ -324,6 +337,27 @@ impl Cloud {
         );
         Ok(())
     }
+}
+
+/// The services that are asked, as AWS's settings name them.
+const SERVICES: [&str; 10] = [
+    "Budgets",
+    "CloudFormation",
+    "CloudWatch Logs",
+    "IAM",
+    "IoT",
+    "IoT Data Plane",
+    "Lambda",
+    "S3",
+    "SQS",
+    "STS",
+];
+
+/// Where a service is asked, by the environment or the AWS profile; `None` for AWS itself.
+fn endpoint_of(service: &str, config: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id(service);
+    let key = key.env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
+    config.service_config()?.load_config(key.ok()?)
 }
 
 fn is_loopback(url: &str) -> bool {

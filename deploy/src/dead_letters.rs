@@ -1,4 +1,4 @@
-//! Questions that failed three times: look at them, and ask them again once the fault is gone.
+//! Questions that failed: look at them, and ask them again once the fault is gone.
 //!
 //! Two kinds of message lie in the queue: what Lambda writes when an asynchronous call has failed
 //! (<https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>), and what the IoT
@@ -73,9 +73,10 @@ impl DeadLetter {
 fn failed_call(body: &Value) -> String {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let condition = text(&body["requestContext"]["condition"]).unwrap_or_else(|| "failed".into());
-    let tries = &body["requestContext"]["approximateInvokeCount"];
+    let tries = body["requestContext"]["approximateInvokeCount"].as_u64();
+    let tries = stack::count(tries.unwrap_or_default() as usize, "call");
     let said = text(&body["responsePayload"]["errorMessage"]).unwrap_or_default();
-    format!("{condition} after {tries} calls: {said}")
+    format!("{condition} after {tries}: {said}")
 }
 
 /// What the rule says about a call that it could not make.
@@ -290,13 +291,13 @@ mod tests {
     fn a_failed_call_is_asked_again_as_it_was() {
         let event = json!({"payload": BASE64_STANDARD.encode(r#"{"request_id": "a"}"#), "client_id": "iris-lily"});
         let letter = read(json!({
-            "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": 3},
+            "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": 1},
             "requestPayload": event,
             "responsePayload": {"errorMessage": "no route"},
         }));
         assert_eq!(letter.event, Some(event));
         assert_eq!(letter.name(), "iris-lily  a");
-        assert_eq!(letter.reason, "RetriesExhausted after 3 calls: no route");
+        assert_eq!(letter.reason, "RetriesExhausted after 1 call: no route");
     }
 
     #[test]

@@ -237,7 +237,9 @@ async fn new_certificate(
     write_private(&dir.join("cert.pem"), made.certificate_pem)?;
     let policy = cloud.device_policy();
     iot.attach_policy(&policy, arn).await.with_context(|| {
-        format!("could not attach policy {policy} (is the stack deployed? `make deploy`)")
+        format!(
+            "could not attach policy {policy} (is the stack deployed? `make deploy`, or notebook 3)"
+        )
     })?;
     iot.set_status(id, ACTIVE)
         .await

@@ -73,10 +73,7 @@ pub async fn examine(target: Target, stack: StackName) -> Result<bool> {
     print("bucket", Finding::or_unasked(bucket(&cloud).await));
     let iam = Service::global(&cloud, "iam");
     let policy = policy::fill(&cloud.stack.to_string(), &cloud.account, &cloud.region)?;
-    print(
-        "boundary",
-        Finding::or_unasked(boundary(&iam, &policy).await),
-    );
+    print("boundary", Finding::or_unasked(boundary(&cloud).await));
     print(
         "rights",
         Finding::or_unasked(rights(&iam, &cloud.caller, &policy, cloud.target).await),
@@ -217,31 +214,19 @@ async fn bucket(cloud: &Cloud) -> Result<Finding> {
     })
 }
 
-fn iam_call(action: &str, more: &[(String, String)]) -> Call<'static> {
-    let own = [("Action", action), ("Version", "2010-05-08")];
-    let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    Call::form(&[own.as_slice(), more].concat())
-}
-
-/// The boundary that the policy demands on every role that is made, if it demands one.
-async fn boundary(iam: &Service<'_>, policy: &Value) -> Result<Finding> {
-    let statements = policy["Statement"]
-        .as_array()
-        .context("deployer-policy.json")?;
-    let conditions = statements.iter().flat_map(conditions);
-    let mut demanded = conditions.filter(|(key, _)| key == "iam:PermissionsBoundary");
-    let Some((_, arn)) = demanded.next() else {
-        return Ok(Finding::Ok("none is demanded".to_owned()));
-    };
-    let call = iam_call("GetPolicy", &[("PolicyArn".to_owned(), arn.clone())]);
-    let answer = iam.call(&call).await;
-    Ok(match answer {
-        Ok(_) => Finding::Ok(format!("{arn} is there")),
-        Err(e) if e.to_string().contains("NoSuchEntity") => NotOk(
+/// The boundary that the policy demands on every role that is made.
+async fn boundary(cloud: &Cloud) -> Result<Finding> {
+    let (arn, found) = (
+        policy::boundary_arn(cloud),
+        policy::find_boundary(cloud).await?,
+    );
+    Ok(match (found, cloud.target) {
+        (Some(_), _) => Finding::Ok(format!("{arn} is there")),
+        (None, Target::Local) => Finding::Ok("the first deploy makes it".to_owned()),
+        (None, Target::Aws) => NotOk(
             format!("{arn} is not there"),
             "who owns the account runs `make boundary TARGET=aws`, once".to_owned(),
         ),
-        Err(e) => return Err(e),
     })
 }
 
@@ -315,7 +300,7 @@ async fn principal(iam: &Service<'_>, caller: &str) -> String {
         return caller.to_owned();
     };
     let role = session.split('/').next().unwrap_or_default();
-    let call = iam_call("GetRole", &[("RoleName".to_owned(), role.to_owned())]);
+    let call = policy::iam_call("GetRole", &[("RoleName", role)]);
     // Its path is in its own ARN only.
     let answer = iam.call(&call).await.unwrap_or_default();
     let arn = elements(answer.as_str().unwrap_or_default(), "Arn").next();
@@ -331,25 +316,26 @@ fn simulation(
     resource: &str,
     conditions: &[(String, String)],
 ) -> Call<'static> {
+    // A name that the pattern stands for.
+    let one = resource.replace('*', "x");
     let mut fields = vec![
-        ("PolicySourceArn".to_owned(), principal.to_owned()),
-        ("MaxItems".to_owned(), "1000".to_owned()),
+        ("PolicySourceArn".to_owned(), principal),
+        ("MaxItems".to_owned(), "1000"),
     ];
     if resource != "*" {
-        // A name that the pattern stands for.
-        let one = resource.replace('*', "x");
-        fields.push(("ResourceArns.member.1".to_owned(), one));
+        fields.push(("ResourceArns.member.1".to_owned(), one.as_str()));
     }
     for (i, action) in (1..).zip(actions) {
-        fields.push((format!("ActionNames.member.{i}"), (*action).to_owned()));
+        fields.push((format!("ActionNames.member.{i}"), *action));
     }
     for (i, (key, value)) in (1..).zip(conditions) {
         let entry = |part: &str| format!("ContextEntries.member.{i}.{part}");
-        fields.push((entry("ContextKeyName"), key.clone()));
-        fields.push((entry("ContextKeyType"), "string".to_owned()));
-        fields.push((entry("ContextKeyValues.member.1"), value.clone()));
+        fields.push((entry("ContextKeyName"), key.as_str()));
+        fields.push((entry("ContextKeyType"), "string"));
+        fields.push((entry("ContextKeyValues.member.1"), value.as_str()));
     }
-    iam_call("SimulatePrincipalPolicy", &fields)
+    let fields = fields.iter().map(|(key, value)| (key.as_str(), *value));
+    policy::iam_call("SimulatePrincipalPolicy", &fields.collect::<Vec<_>>())
 }
 
 /// `action on resource` for each that the simulation does not allow.

@@ -133,7 +133,7 @@ enum Command {
         #[arg(long)]
         request_id: Option<String>,
     },
-    /// List the questions that failed three times
+    /// List the questions that failed
     Dlq,
     /// Ask them again
     Redrive {
@@ -143,6 +143,8 @@ enum Command {
     },
     /// Print the permissions that a person needs to deploy this stack, as an IAM policy
     Policy,
+    /// Make the permissions boundary that this policy demands, once for an account
+    Boundary,
     /// Ask the cloud what can be asked without making anything; exit 1 when something is not as it should be
     Doctor,
     /// Say what the stack costs, idle and in use
@@ -251,6 +253,7 @@ async fn in_the_cloud(cli: Cli) -> Result<ExitCode> {
         Command::Dlq => dead_letters::list(&cloud).await?,
         Command::Redrive { ours } => dead_letters::redrive(&cloud, ours).await?,
         Command::Policy => policy::print(&cloud)?,
+        Command::Boundary => policy::make_boundary(&cloud).await?,
         Command::Class { class, zip } => class::create(&cloud, &class, &zip).await?,
         Command::ClassDestroy { class } => class::destroy(&cloud, &class).await?,
         Command::Destroy { dir, port } => destroy::destroy(&cloud, &devices(dir), port).await?,

@@ -195,9 +195,21 @@ pub async fn rollback(cloud: &Cloud, to: Option<&str>) -> Result<()> {
             }
             found
         }
-        None => current
-            .and_then(|index| history.get(index.checked_sub(1)?))
-            .context("there is no model before the current one: `make versions` lists them")?,
+        None => match current {
+            Some(index) => index
+                .checked_sub(1)
+                .and_then(|before| history.get(before))
+                .context("there is no model before the current one: `make versions` lists them")?,
+            None => {
+                let last = history.iter().max_by_key(|entry| entry.last);
+                let last = last.with_context(|| format!("there is no model: {PUBLISH_ONE}"))?;
+                println!(
+                    "no model is current ({CURRENT_KEY} was deleted): {:.12} was the last",
+                    last.sha256
+                );
+                last
+            }
+        },
     };
     let key = format!("models/{}.json", target.sha256);
     // Read and checked before anybody is pointed to it.
@@ -214,6 +226,8 @@ pub struct Entry {
     pub sha256: String,
     /// When it first was current.
     pub first: DateTime,
+    /// How many times before any model became current, when this one last did.
+    last: usize,
     /// Whether it is.
     pub current: bool,
 }
@@ -247,7 +261,7 @@ pub async fn history(cloud: &Cloud) -> Result<Vec<Entry>> {
     let (versions, _) = found.unwrap_or_default();
     let mut history: Vec<Entry> = Vec::new();
     // The newest come first.
-    for version in versions.iter().rev() {
+    for (n, version) in versions.iter().rev().enumerate() {
         let (Some(etag), Some(first)) = (version.e_tag(), version.last_modified()) else {
             continue;
         };
@@ -256,10 +270,14 @@ pub async fn history(cloud: &Cloud) -> Result<Vec<Entry>> {
         };
         let current = version.is_latest() == Some(true);
         match history.iter_mut().find(|entry| entry.sha256 == *sha256) {
-            Some(known) => known.current |= current,
+            Some(known) => {
+                known.current |= current;
+                known.last = n;
+            }
             None => history.push(Entry {
                 sha256: sha256.clone(),
                 first: *first,
+                last: n,
                 current,
             }),
         }

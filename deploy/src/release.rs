@@ -18,6 +18,7 @@ use crate::function::{
     self, Code, LATEST, LIVE, code_sha256, configuration, live_version, move_live, same_behaviour,
 };
 use crate::models::{self, PUBLISH_ONE};
+use crate::policy;
 use crate::stack::{self, ChangeSet};
 
 /// What `plan` and `up` bring the stack to.
@@ -27,7 +28,7 @@ pub struct Settings {
     #[arg(long, env = "ARCH", default_value = "host")]
     arch: Architecture,
     /// Call the function this often, so that a container stays ready: rate(5 minutes)
-    #[arg(long, env = "KEEP_WARM", default_value = "")]
+    #[arg(long, env = "KEEP_WARM", default_value = "", value_parser = schedule)]
     keep_warm: String,
     /// Who gets an e-mail when the account spends more than the budget; without it, as deployed before
     #[arg(long, env = "BUDGET_EMAIL")]
@@ -41,6 +42,27 @@ pub struct Settings {
     /// How many of the compared rows may get another label than `live` gives them
     #[arg(long, env = "MAX_CHANGED", default_value_t = 0)]
     max_changed: usize,
+}
+
+/// `rate(1 minute)` or `rate(<n> minutes)`, as the template has it; nothing for never.
+fn schedule(text: &str) -> Result<String, String> {
+    let rate = text
+        .strip_prefix("rate(")
+        .and_then(|rest| rest.strip_suffix(')'));
+    let minutes = rate.and_then(|rate| rate.strip_suffix(" minutes"));
+    let many = minutes.and_then(|n| {
+        n.parse::<u32>()
+            .ok()
+            .filter(|m| *m > 1 && m.to_string() == n)
+    });
+    if text.is_empty() || rate == Some("1 minute") || many.is_some() {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "it takes minutes: try KEEP_WARM='rate(5 minutes)', or leave it empty for never"
+                .to_owned(),
+        )
+    }
 }
 
 impl Settings {
@@ -198,12 +220,13 @@ pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool
     Ok(something)
 }
 
-/// Deploy a code zip: bucket, upload, stack, new version, checks, and only then `live`.
+/// Deploy a code zip: boundary, bucket, upload, stack, new version, checks, and only then `live`.
 ///
 /// Each step can be done again, and starts from what is there: a deploy that was killed anywhere goes
 /// on with the same command.
 pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()> {
     let started = Instant::now();
+    policy::ensure_boundary(cloud).await?;
     stack::ensure_bucket(cloud).await?;
     let model = models::current(cloud).await?.with_context(|| {
         format!(
@@ -356,6 +379,26 @@ pub async fn versions(cloud: &Cloud) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_schedule_is_what_the_template_takes() {
+        for good in ["", "rate(1 minute)", "rate(2 minutes)", "rate(90 minutes)"] {
+            assert_eq!(schedule(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "every day",
+            "5",
+            "rate(1 minutes)",
+            "rate(05 minutes)",
+            "rate(1 day)",
+            "rate(5 minutes",
+        ] {
+            assert!(
+                schedule(bad).unwrap_err().contains("rate(5 minutes)"),
+                "{bad}"
+            );
+        }
+    }
 
     #[test]
     fn the_first_deploy_to_aws_says_what_is_forgotten_costs() {

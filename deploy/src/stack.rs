@@ -343,10 +343,11 @@ async fn ready(
                 // What failed in it, where CloudFormation has looked at the resources beforehand.
                 let id = set.change_set_id().unwrap_or(change_set);
                 let found = cf.describe_events().change_set_name(id).send().await;
-                let details = found.map(|found| failures(found.operation_events()));
+                let details = found.map(|found| failures(stack, found.operation_events()));
+                let why = format!("{reason}{}", details.unwrap_or_default());
                 bail!(
-                    "stack {stack}: the change set failed: {reason}{}",
-                    details.unwrap_or_default()
+                    "stack {stack}: the change set failed: {why}{}",
+                    in_the_way(stack, &why).unwrap_or_default()
                 );
             }
             _ if started.elapsed() > DEADLINE => {
@@ -357,16 +358,26 @@ async fn ready(
     }
 }
 
-/// `; resource: reason` for each event that has a reason.
-fn failures(events: &[OperationEvent]) -> String {
+/// `; resource: reason` for each of the stack's resources that has a reason.
+fn failures(stack: &str, events: &[OperationEvent]) -> String {
     let line = |event: &OperationEvent| {
         let reason = event
             .validation_status_reason()
             .or(event.resource_status_reason())?;
         let resource = event.logical_resource_id().unwrap_or("the stack");
-        Some(format!("; {resource}: {reason}"))
+        (resource != stack).then(|| format!("; {resource}: {reason}"))
     };
     events.iter().filter_map(line).collect()
+}
+
+/// The next step where something of this stack's name is there without the stack.
+fn in_the_way(stack: &str, why: &str) -> Option<String> {
+    why.contains("already exists").then(|| {
+        format!(
+            ": if an earlier stack {stack} left it behind, `make destroy` removes it; if it is somebody else's, choose \
+             another STACK"
+        )
+    })
 }
 
 /// One line of a stack's history.
@@ -420,16 +431,24 @@ async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Durat
                 match state.as_str() {
                     "CREATE_COMPLETE" | "UPDATE_COMPLETE" => return Ok(()),
                     s if s.ends_with("ROLLBACK_COMPLETE") || s.ends_with("ROLLBACK_FAILED") => {
-                        bail!(
-                            "stack {stack} ended in {s}: {}{}",
-                            failure.as_deref().unwrap_or("no reason given"),
-                            match s {
-                                "UPDATE_ROLLBACK_COMPLETE" => " (all is as it was before)",
-                                "UPDATE_ROLLBACK_FAILED" => {
-                                    ": clear what stands in the way, then `make deploy` continues the roll-back"
-                                }
-                                _ => ": `make deploy` deletes what is left, and tries again",
+                        let mut why = failure.unwrap_or_else(|| "no reason given".to_owned());
+                        if why.contains("DescribeEvents") {
+                            let found = cf.describe_events().stack_name(stack).send().await;
+                            let found =
+                                found.map(|found| failures(stack, found.operation_events()));
+                            why = found.unwrap_or(why).trim_start_matches("; ").to_owned();
+                        }
+                        let next = match s {
+                            "UPDATE_ROLLBACK_COMPLETE" => " (all is as it was before)",
+                            "UPDATE_ROLLBACK_FAILED" => {
+                                ": clear what stands in the way, then `make deploy` continues the roll-back"
                             }
+                            _ => ": `make deploy` deletes what is left, and tries again",
+                        };
+                        let in_the_way = in_the_way(stack, &why);
+                        bail!(
+                            "stack {stack} ended in {s}: {why}{}",
+                            in_the_way.as_deref().unwrap_or(next)
                         )
                     }
                     _ => {}

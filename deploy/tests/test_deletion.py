@@ -46,6 +46,7 @@ class Aws:
         self.stacks, self.sets, self.things, self.certificates = [], {}, {}, {}
         self.calls, self.before, self.refuse = [], {}, {}
         self.delete_fails = self.continue_fails = None
+        self.boundary = True  # is there; nobody here may read it
         self.letters, self.asked, self.call_takes = {}, [], 0
         aws = self
 
@@ -201,6 +202,16 @@ class Aws:
         stack["script"] = ["UPDATE_ROLLBACK_IN_PROGRESS", state]
         return {}
 
+    # --- the permissions boundary
+
+    def GetPolicy(self, _):
+        if not self.boundary:
+            raise Refused(404, "NoSuchEntity", "there is no such policy")
+        return {"Policy": {"DefaultVersionId": "v1"}}
+
+    def GetPolicyVersion(self, _):
+        raise Refused(403, "AccessDenied", "not yours")
+
     # --- dead letters: {id: until when nobody else sees it}
 
     def sqs(self, action, asked):
@@ -321,6 +332,17 @@ def deployer(aws, tmp_path):
 
 def deletes(aws):
     return [call for call in aws.calls if call.startswith("DELETE") or call.startswith("DeleteStack")]
+
+
+# --- before a stack ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["up", "class"])
+def test_without_a_boundary_nothing_is_made_on_aws_and_it_is_said_who_makes_it(aws, deployer, command):
+    aws.boundary = False
+    code, said = deployer(command, ZIP, target="aws", YES="1")
+    sentence = f"account {HERE} has no permissions boundary iris-workshop-boundary yet: its owner runs `make boundary TARGET=aws`"
+    assert (code, aws.calls) == (1, []) and sentence in said, said
 
 
 # --- the states of a stack --------------------------------------------------

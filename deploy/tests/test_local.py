@@ -264,6 +264,35 @@ class Cloud:
         )["Datapoints"]  # fmt: skip
         return sum(point["Sum"] for point in points)
 
+    def looks(self, name, resource="*", **condition):
+        """Whether a role may look at itself, by a policy with this resource and condition."""
+        allowed = {"Effect": "Allow", "Action": "iam:GetRole", "Resource": resource, "Condition": condition}
+        trust = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": "*"}}
+        policy, trust = (json.dumps({"Version": "2012-10-17", "Statement": [each]}) for each in (allowed, trust))
+        iam, tags = self.client("iam"), [{"Key": "of", "Value": name}]
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust, Tags=tags)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=name, PolicyName="look", PolicyDocument=policy)
+        made = self.client("sts").assume_role(RoleArn=role, RoleSessionName="session")["Credentials"]
+        keys = {"aws_access_key_id": made["AccessKeyId"], "aws_secret_access_key": made["SecretAccessKey"]}
+        session = boto3.Session(**keys, aws_session_token=made["SessionToken"], region_name=REGION)
+        try:
+            return session.client("iam", endpoint_url=f"http://127.0.0.1:{self.gateway}").get_role(RoleName=name)
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "AccessDenied"
+            return False
+
+    def boundary_of_a_stacks_role(self):
+        """What CloudFormation makes of it."""
+        deny = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]}
+        iam, formation = self.client("iam"), self.client("cloudformation")
+        arn = iam.create_policy(PolicyName="bound", PolicyDocument=json.dumps(deny))["Policy"]["Arn"]
+        role = {"RoleName": "bound", "AssumeRolePolicyDocument": deny, "PermissionsBoundary": arn}
+        template = json.dumps({"Resources": {"Role": {"Type": "AWS::IAM::Role", "Properties": role}}})
+        formation.create_stack(StackName="bound", TemplateBody=template, Capabilities=["CAPABILITY_NAMED_IAM"])
+        formation.get_waiter("stack_create_complete").wait(StackName="bound", WaiterConfig={"Delay": 1})
+        made = iam.get_role(RoleName="bound")["Role"].get("PermissionsBoundary", {})
+        return made.get("PermissionsBoundaryArn") == arn
+
     def states(self):
         """Of the function and the stack that were under way when the cloud was killed."""
         [stack] = self.client("cloudformation").describe_stacks(StackName="half")["Stacks"]
@@ -348,15 +377,17 @@ def killed(tmp_path_factory):
     }
     last = {"iam": "kept", "s3": "kept", "iot": "'read'", "sqs": "'read'"}.items()
 
+    file = cloud.dir / "state/together.json"
+
     def saved(service):
-        file = cloud.dir / "state" / f"{service}.json"
-        return file.read_text() if file.exists() else ""
+        return json.dumps(json.loads(file.read_text()).get(service)) if file.exists() else ""
 
     wait_for(lambda: all(len(re.findall(old, saved(name))) == times for name, (old, _, times) in begun.items()), 10)
     wait_for(lambda: all(word in saved(service) for service, word in last), 10)
     cloud.kill()
-    for service, (old, new, _) in begun.items():
-        (cloud.dir / "state" / f"{service}.json").write_text(re.sub(old, new, saved(service)))
+    begun = {service: json.loads(re.sub(old, new, saved(service))) for service, (old, new, _) in begun.items()}
+    file.write_text(json.dumps(json.loads(file.read_text()) | begun))
+    (cloud.dir / "state/s3/000000000000/left/models").mkdir(parents=True)  # as a deleted stack leaves it
     wait_for(lambda: not alive(cloud.function), 5)
     return cloud
 
@@ -367,11 +398,13 @@ def unchanged(killed, tmp_path_factory):
     directory = tmp_path_factory.mktemp("unchanged")
     cloud = Cloud(directory / "local", LAMBDA_ACCOUNT_CONCURRENCY="8")
     shutil.copytree(killed.dir / "state", cloud.dir / "state")
+    for service, state in json.loads((cloud.dir / "state/together.json").read_text()).items():
+        (cloud.dir / "state" / f"{service}.json").write_text(json.dumps(state))
     (directory / "ministack_changes.py").write_text(UNCHANGED)
     with cloud.log.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", f"import os, sys; sys.path[:0] = [{str(directory)!r}, {str(LOCAL.parent)!r}]; "
-             "import local; local.run(local.Settings(os.environ))"],
+             "import local; local.forget_buckets = id; local.run(local.Settings(os.environ))"],
             env=cloud.environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
@@ -540,6 +573,39 @@ def test_a_kill_loses_nothing_that_is_some_seconds_old(shared):
     assert (shared.dir / "state").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_bucket_that_nobody_has_does_not_come_back(shared):
+    with pytest.raises(ClientError, match="404"):
+        shared.client("s3").head_bucket(Bucket="left")
+    assert not (shared.dir / "state/s3/000000000000/left").exists()
+
+
+def test_what_is_saved_is_of_one_moment_or_not_saved(tmp_path):
+    """Two services that change together, while one after the other is asked for its state."""
+    cloud = Cloud(tmp_path / "local")
+    said, err = cloud.script(
+        "settings = local.Settings(os.environ)\nos.makedirs(settings.state)\nos.environ.update(settings.environment())\n"
+        "import json, threading, ministack_changes as changes\n"
+        "one, two = [0], [0]\n"
+        "def change():\n"
+        "    while True:\n"
+        "        one[0] += 1\n"
+        "        two[0] += 1\n"
+        "def state_of(service):\n"
+        "    def get():\n"
+        "        for _ in range(500_000): pass\n"
+        "        return {'n': service[0]}\n"
+        "    return get\n"
+        "threading.Thread(target=change, daemon=True).start()\n"
+        "def broken(): raise RuntimeError('changed while it was read')\n"
+        "for services in [{'one': state_of(one), 'two': state_of(two)}] * 9 + [{'one': state_of(one), 'two': broken}]:\n"
+        "    changes.app.save_all(services)\n"
+        "    saved = json.load(open(os.path.join(settings.state, 'together.json')))\n"
+        "    n, m = (saved[name]['payload']['n'] for name in ('one', 'two'))\n"
+        "    print('together' if n - m in (0, 1) else 'apart', flush=True)\n"
+    ).communicate(timeout=60)
+    assert said.count("together\n") == 10 and "apart" not in said, said + err
+
+
 def test_what_a_kill_broke_off_can_be_updated_again(shared):
     wait_for(lambda: shared.states() == ("Successful", "UPDATE_ROLLBACK_COMPLETE"), 5)
 
@@ -602,6 +668,20 @@ def test_web_pages_of_other_sites_are_refused(shared):
     assert shared.get("/_ministack/health", Origin="http://localhost:8888")
 
 
+# --- rights as on AWS -------------------------------------------------------
+
+OWN = "arn:aws:iam::000000000000:role/${aws:PrincipalTag/of}"
+
+
+def test_a_policy_goes_by_the_callers_tags_and_role(shared):
+    assert shared.looks("tagged", OWN) and not shared.looks("strange", "arn:aws:iam::000000000000:role/${aws:PrincipalTag/no}")
+    assert shared.looks("named", ArnLike={"aws:PrincipalArn": OWN})
+
+
+def test_a_stacks_role_has_its_boundary(shared):
+    assert shared.boundary_of_a_stacks_role()
+
+
 # --- rules and functions as on AWS ------------------------------------------
 
 
@@ -653,6 +733,11 @@ FAULTS = {
     "require_device_certificates": lambda cloud: cloud.mqtt_answer() == CONNACK,
     "require_signed_websockets": lambda cloud: cloud.websocket_answer() == 101,
     "refuse_pages_from_elsewhere": lambda cloud: cloud.get("/_ministack/health", Origin="https://example.com"),
+    "name_the_role_of_a_session": lambda cloud: not cloud.looks(
+        "session", ArnLike={"aws:PrincipalArn": "arn:aws:iam::000000000000:role/session"}
+    ),
+    "fill_in_policy_variables": lambda cloud: not cloud.looks("variable", OWN),
+    "keep_the_boundary_of_roles": lambda cloud: not cloud.boundary_of_a_stacks_role(),
     "read_any_message": lambda cloud: not (cloud.rule_reads(TOO_DEEP) or cloud.rule_reads(TOO_LONG)),
     "answer_functions_at_once": lambda cloud: min(list(cloud.seconds(calls=12))[4:]) > 0.038,
     "end_idle_functions": lambda cloud: "idle functions ended: 0" in cloud.log.read_text(),
@@ -665,6 +750,7 @@ FAULTS = {
     "drop_unused_code_at_the_start": lambda cloud: "drops unused code before it saves" in cloud.log.read_text(),
     "settle_what_was_under_way": lambda cloud: cloud.states() == ("InProgress", "UPDATE_IN_PROGRESS"),
     "save_while_running": lambda cloud: not cloud.has_saved(b"made-before"),
+    "forget_buckets": lambda cloud: cloud.client("s3").head_bucket(Bucket="left"),
 }
 
 
@@ -675,4 +761,4 @@ def test_ministack_still_needs(unchanged, change):
     except (AssertionError, ClientError, urllib.error.HTTPError):
         needed = False  # it waited for the fault in vain, or was refused
     if not needed:
-        pytest.fail(f"ministack {version('ministack')} mends this: delete {change} in deploy/ministack_changes.py")
+        pytest.fail(f"ministack {version('ministack')} mends this: delete {change} in deploy/")

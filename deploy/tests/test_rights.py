@@ -5,17 +5,24 @@ local cloud, which enforces IAM and IoT policies. What it does not check is chec
 (test_template.py).
 """
 
+import base64
 import io
 import json
+import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore import xform_name
 from botocore.exceptions import ClientError
 from clients import (
-    ACCOUNT, BUCKET, FUNCTION, LABEL, REGION, ROW, STACK, TARGET, ZIP, Device, deployed_cloud, iris, question, sha256, size,
+    ACCOUNT, BUCKET, DEPLOY, FUNCTION, LABEL, REGION, ROOT, ROW, STACK, TARGET, ZIP, Cloud, Device, deployed_cloud, iris,
+    question, run, sha256, size, zipped,
 )  # fmt: skip
+from recorder import Recorder
+from recorder import model as recorder_model
+from test_policy import ESCALATIONS, NEEDED, POLICY, allows, as_list, filled, used_by_handlers
 
 REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
 MEMBERS = size(4, 30)
@@ -55,6 +62,15 @@ class Person:
 
 
 @pytest.fixture(scope="module")
+def theirs(cloud):
+    """A model in the bucket of another stack."""
+    model = {"Bucket": f"other-{ACCOUNT}-{REGION}", "Key": "models/current.json"}
+    cloud.client("s3").create_bucket(Bucket=model["Bucket"])
+    cloud.client("s3").put_object(**model, Body=b"x")
+    return model
+
+
+@pytest.fixture(scope="module")
 def function(cloud):
     """The rights that the function has, in our hands."""
     role = f"arn:aws:iam::{ACCOUNT}:role/{FUNCTION}-{REGION}"
@@ -87,6 +103,25 @@ FORBIDDEN_TO_THE_FUNCTION = {
 @pytest.mark.parametrize("what", FORBIDDEN_TO_THE_FUNCTION)
 def test_the_function_may_not(function, what):
     function.must_not(*FORBIDDEN_TO_THE_FUNCTION[what])
+
+
+def test_the_boundary_holds_whatever_the_roles_own_policy_says(cloud, function, theirs):
+    """A person may write that policy."""
+    everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+    iam, role = cloud.client("iam"), f"{FUNCTION}-{REGION}"
+    iam.put_role_policy(RoleName=role, PolicyName="everything", PolicyDocument=json.dumps(everything))
+    try:
+        for call in FORBIDDEN_TO_THE_FUNCTION.values():
+            function.must_not(*call)
+        read = {"Bucket": BUCKET, "Key": "models/current.json"}
+        assert function.client("s3").get_object(**read)
+        iam.tag_role(RoleName=role, Tags=[{"Key": "stack", "Value": "other"}])  # hers to write, too
+        function.must_not("s3", "get_object", theirs)
+        function.must_not("iot-data", "publish", {"topic": "other/response/x", "payload": b"{}"})
+        function.must_not("s3", "get_object", read)
+    finally:
+        iam.delete_role_policy(RoleName=role, PolicyName="everything")
+        iam.tag_role(RoleName=role, Tags=[{"Key": "stack", "Value": STACK}])
 
 
 def test_the_function_may_not_read_the_dead_letters(cloud, function):
@@ -135,16 +170,28 @@ def test_the_printed_policy_is_enough_for_all_of_the_walkthrough(cloud, anna, mo
     cloud.must("deploy")
 
 
-def test_a_person_cannot_touch_another_stack(cloud, anna):
-    storage = cloud.client("s3")
-    storage.create_bucket(Bucket=f"other-{ACCOUNT}-{REGION}")
-    storage.put_object(Bucket=f"other-{ACCOUNT}-{REGION}", Key="models/current.json", Body=b"x")
+def test_a_person_cannot_touch_another_stack(anna, theirs):
     for arguments in (["bucket"], ["status"], ["destroy"], ["device", "x"], ["up", str(ZIP)]):
         code, said = anna.deploy(*arguments, stack="other")
         assert code != 0 and "AccessDenied" in said, said
 
 
+ROLE, MORE = f"{FUNCTION}-{REGION}", json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]})
+BOUNDARY, ADMINISTRATOR = f"arn:aws:iam::{ACCOUNT}:policy/iris-workshop-boundary", "arn:aws:iam::aws:policy/AdministratorAccess"
+
 FORBIDDEN_TO_A_PERSON = {
+    "give her function's role more": ("iam", "put_role_policy", {"RoleName": ROLE, "PolicyName": "p", "PolicyDocument": MORE}),
+    "attach a policy to it": ("iam", "attach_role_policy", {"RoleName": ROLE, "PolicyArn": ADMINISTRATOR}),
+    "swap its trust policy": ("iam", "update_assume_role_policy", {"RoleName": ROLE, "PolicyDocument": MORE}),
+    "detach its boundary": ("iam", "delete_role_permissions_boundary", {"RoleName": ROLE}),
+    "replace its boundary": ("iam", "put_role_permissions_boundary", {"RoleName": ROLE, "PermissionsBoundary": ADMINISTRATOR}),
+    "make it without a boundary": ("iam", "create_role", {"RoleName": ROLE, "AssumeRolePolicyDocument": "{}"}),
+    "make a new version of the boundary": (
+        "iam", "create_policy_version", {"PolicyArn": BOUNDARY, "PolicyDocument": MORE, "SetAsDefault": True},
+    ),
+    "go back to an older version of it": ("iam", "set_default_policy_version", {"PolicyArn": BOUNDARY, "VersionId": "v1"}),
+    "delete the boundary": ("iam", "delete_policy", {"PolicyArn": BOUNDARY}),
+    "make herself keys": ("iam", "create_access_key", {"UserName": "anna"}),
     "read another stack's model": ("s3", "get_object", {"Bucket": f"other-{ACCOUNT}-{REGION}", "Key": "models/current.json"}),
     "call another function": ("lambda", "invoke", {"FunctionName": "other-fn", "Payload": b"{}"}),
     "delete another function": ("lambda", "delete_function", {"FunctionName": "other-fn"}),
@@ -161,6 +208,189 @@ FORBIDDEN_TO_A_PERSON = {
 @pytest.mark.parametrize("what", FORBIDDEN_TO_A_PERSON)
 def test_a_person_may_not(anna, what):
     anna.must_not(*FORBIDDEN_TO_A_PERSON[what])
+
+
+@pytest.mark.parametrize("what", ESCALATIONS)
+def test_iam_itself_would_not_let_a_person(cloud, what):
+    """Its simulation takes a call's values as not given (MiniStack)."""
+    action, resource, _ = ESCALATIONS[what]
+    assert not simulated(cloud, action, resource)
+
+
+def test_iam_itself_would_let_a_person(cloud):
+    for action, resource, values in NEEDED.values():
+        assert simulated(cloud, action, resource) == (not values), action
+
+
+def simulated(cloud, action, resource):
+    asked = {"PolicyInputList": [json.dumps(POLICY)], "ActionNames": [action], "ResourceArns": [resource]}
+    [found] = cloud.client("iam").simulate_custom_policy(**asked)["EvaluationResults"]
+    return found["EvalDecision"] == "allowed"
+
+
+# --- the boundary -----------------------------------------------------------
+
+
+def test_a_boundary_of_somebody_else_is_left_alone_and_ours_is_brought_up_to_date(tmp_path):
+    cloud = Cloud(tmp_path / "local", tmp_path / "devices")
+    cloud.must("local")
+    try:
+        iam, text = cloud.client("iam"), ROOT / "deploy/boundary-policy.json"
+        wanted = json.loads(text.read_text().replace("<ACCOUNT>", ACCOUNT))
+
+        def document():
+            version = iam.get_policy(PolicyArn=BOUNDARY)["Policy"]["DefaultVersionId"]
+            return iam.get_policy_version(PolicyArn=BOUNDARY, VersionId=version)["PolicyVersion"]["Document"]
+
+        iam.create_policy(PolicyName=BOUNDARY.rpartition("/")[2], PolicyDocument=MORE)
+        code, _, err = cloud.make("boundary")
+        assert code == 1 and "somebody else made it" in err and document() == json.loads(MORE)
+        code, _, err = cloud.make("deploy")
+        assert code == 1 and "somebody else made it" in err
+        iam.tag_policy(PolicyArn=BOUNDARY, Tags=[{"Key": "project", "Value": "iris-workshop"}])
+        assert "is up to date now" in cloud.must("boundary") and document() == wanted
+        assert "is there" in cloud.must("boundary")
+        for version in iam.list_policy_versions(PolicyArn=BOUNDARY)["Versions"]:
+            if not version["IsDefaultVersion"]:
+                iam.delete_policy_version(PolicyArn=BOUNDARY, VersionId=version["VersionId"])
+        iam.delete_policy(PolicyArn=BOUNDARY)
+        iam.create_user(UserName="max")
+        key = iam.create_access_key(UserName="max")["AccessKey"]
+        code, said = Person(cloud, key["AccessKeyId"], key["SecretAccessKey"]).deploy("boundary")
+        assert code == 1 and "user/max may not make the permissions boundary" in said and "make boundary" in said
+        assert "is made" in cloud.must("boundary") and document() == wanted
+    finally:
+        cloud.must("stop")
+
+
+# --- all that is asked of AWS -----------------------------------------------
+
+# IAM's name of a right, where it is not the operation's; CopyObject reads and writes, and the tags of what is made
+# are a right of their own (Service Authorization Reference).
+RIGHTS = {
+    "cloudformation:CreateChangeSet": "cloudformation:CreateChangeSet cloudformation:TagResource",
+    "lambda:Invoke": "lambda:InvokeFunction", "s3:CopyObject": "s3:GetObject s3:PutObject",
+    "s3:DeleteObjects": "s3:DeleteObject s3:DeleteObjectVersion", "s3:HeadBucket": "s3:ListBucket",
+    "s3:HeadObject": "s3:GetObject",
+    "s3:ListBuckets": "s3:ListAllMyBuckets", "s3:ListObjectVersions": "s3:ListBucketVersions",
+    "s3:ListObjectsV2": "s3:ListBucket", "sqs:ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
+    "sqs:DeleteMessageBatch": "sqs:DeleteMessage",
+}  # fmt: skip
+# Rights that a policy cannot narrow to a resource, by the same reference.
+ON_ALL = {
+    "iot:AttachThingPrincipal", "iot:CreateKeysAndCertificate", "iot:DescribeEndpoint", "iot:DetachThingPrincipal",
+    "iot:ListAttachedPolicies", "iot:ListThingPrincipals", "iot:ListThings", "lambda:GetAccountSettings",
+}  # fmt: skip
+
+NOT_A_PERSONS = {
+    "iam:GetPolicyVersion": "the boundary is its owner's to read; on the local cloud a deploy looks whether it is up to date",
+    "iam:SimulatePrincipalPolicy": "the account's owner's: without it `make doctor` says that it could not ask",
+    "cloudformation:DescribeStacks": "on all stacks for who makes or deletes a class (deploy/README.md)",
+}
+NEVER_USED_HERE = {
+    "cloudformation:ContinueUpdateRollback": "only after a roll-back that failed, which the local cloud cannot make",
+    "cloudformation:DescribeEvents": "only after a change set that AWS found wrong beforehand",
+    "lambda:ListTags": "GetFunction, which CloudFormation's handlers call, gives the tags only with it",
+}
+
+
+def rights(call):
+    """(right, resource) of each right that a call needs."""
+    operation, given = f"{call.service}:{call.operation}", call.arguments
+    if operation == "sts:GetCallerIdentity":  # everybody may
+        return []
+    names = RIGHTS.get(operation, operation).split()
+    if operation == "s3:GetObject" and "VersionId" in given:
+        names = ["s3:GetObjectVersion"]
+    here = f"{REGION}:{ACCOUNT}"
+    if call.service == "s3":
+        keys = [each["Key"] for each in given.get("Delete", {}).get("Objects", [])] or [given.get("Key")]
+        resources = [f"arn:aws:s3:::{given['Bucket']}" + (f"/{key}" if key else "") for key in keys] if "Bucket" in given else ["*"]
+    elif call.service == "cloudformation":
+        # A change set is named by its id alone where it is looked at before it is deleted.
+        stack = given.get("StackName", RECORDED if "ChangeSetName" in given else "*")
+        named = stack if ":" in stack or stack == "*" else f"arn:aws:cloudformation:{here}:stack/{stack}/x"
+        resources = [named]
+    elif call.service == "lambda":
+        function = ":".join(given[each] for each in ("FunctionName", "Qualifier") if each in given)
+        resources = [f"arn:aws:lambda:{here}:function:{function}"]
+    elif call.service == "iot":
+        kinds = {"thingName": "thing", "policyName": "policy", "certificateId": "cert"}
+        resources = [f"arn:aws:iot:{here}:{kind}/{given[name]}" for name, kind in kinds.items() if name in given]
+    elif call.service == "sqs":
+        resources = [f"arn:aws:sqs:{here}:{given.get('QueueName') or given['QueueUrl'].rpartition('/')[2]}"]
+    elif call.service == "logs":
+        resources = [f"arn:aws:logs:{here}:log-group:{given['logGroupName']}:*"]
+    else:
+        resources = [given.get("PolicyArn") or given.get("PolicySourceArn") or f"arn:aws:iam::{ACCOUNT}:policy/{given['PolicyName']}"]
+    return [(name, "*" if name in ON_ALL else resource) for name in names for resource in resources or ["*"]]
+
+
+def rights_of_notebooks():
+    """By their text: the SDK's clients are called `s3` and `lambda` there."""
+    cells = [cell for path in (ROOT / "notebooks").glob("0*.ipynb") for cell in json.loads(path.read_text())["cells"]]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    calls = set(re.findall(r"\b(s3|lambda)\s*\.(?!clone)(\w+)\(\)", text))
+    assert len(calls) >= 9
+    named = {xform_name(name): name for service in ("s3", "lambda") for name in recorder_model(service).operation_names}
+    waiters = {"wait_until_function_updated_v2": "GetFunction"}
+    operations = [f"{service}:{waiters.get(call) or named[call]}" for service, call in calls]
+    return {right for each in operations for right in RIGHTS.get(each, each).split()}
+
+
+RECORDED = "rec"
+
+
+@pytest.fixture(scope="module")
+def recorded(cloud, model, tmp_path_factory):
+    """Every call of a whole life of a stack and of a class of two, by the deployer."""
+    folder = tmp_path_factory.mktemp("recorded")
+    first, second, changed = folder / "a.json", folder / "b.json", folder / "changed.zip"
+    first.write_bytes(model)
+    second.write_bytes(model.replace(b'"iterations": ', b'"iterations": 1'))
+    zipped(changed, bootstrap=zipfile.ZipFile(ZIP).read("bootstrap"), more=b"x")
+    devices, members = ["--dir", str(folder / "devices")], ["--n", "2", "--dir", str(folder / "class")]
+    keep_warm = ["--keep-warm", "rate(5 minutes)"]
+    with Recorder(cloud.url) as recorder:
+        settings = {**cloud.environment, "STACK": RECORDED, "AWS_ENDPOINT_URL": recorder.url}
+
+        def deploy(*steps):
+            for step in steps:
+                code, out, err = run(DEPLOY, *map(str, step), environment=settings)
+                assert code in (0, 2 if step[0] == "plan" else 0), (step, out, err)
+
+        iam = cloud.client("iam")
+        iam.create_user(UserName="otto")
+        key = iam.create_access_key(UserName="otto")["AccessKey"]
+        keys = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+        run(DEPLOY, "doctor", environment={**settings, **keys})
+        deploy(["boundary"], ["policy"], ["plan", ZIP], ["bucket"], ["publish", first], ["publish", second], ["up", ZIP])
+        deploy(["plan", changed], ["up", changed, *keep_warm], ["up", changed], ["rollback"], ["rollback", "--what", "model"])
+        deploy(["device", "lily", *devices], ["device", "load", "--count", "2", *devices], ["device", "lily", *devices])
+        queue = cloud.client("sqs").get_queue_url(QueueName=f"{RECORDED}-dead-letters")["QueueUrl"]
+        event = {"payload": base64.b64encode(question()).decode(), "client_id": f"{RECORDED}-lily"}
+        cloud.client("sqs").send_message(QueueUrl=queue, MessageBody=json.dumps({"requestPayload": event}))
+        deploy(["status"], ["invoke"], ["logs"], ["versions"], ["dlq"], ["redrive"])
+        deploy(["class", *members, ZIP], ["class-destroy", *members], ["destroy", *devices])
+    return recorder.calls
+
+
+def test_every_call_is_as_awss_own_models_have_it(recorded):
+    assert len(recorded) > 200
+    assert {(each.service, each.operation, each.problem) for each in recorded if each.problem} == set()
+
+
+def test_every_call_is_allowed_and_every_right_is_used(recorded):
+    stacks = [RECORDED, f"{RECORDED}01", f"{RECORDED}02"]
+    policies = [filled("deployer-policy.json", stack, ACCOUNT, REGION) for stack in stacks]
+    needed = {each for call in recorded for each in rights(call)}
+    missing = {each for each in needed if not any(allows(policy, *each) for policy in policies)}
+    assert {(name, on) for name, on in missing if name not in NOT_A_PERSONS} == set()
+    assert {name for name, _ in missing} == NOT_A_PERSONS.keys()
+    given = {action for each in policies[0]["Statement"] for action in as_list(each["Action"])}
+    assert rights_of_notebooks() <= given
+    used = {name for name, _ in needed} | rights_of_notebooks()
+    assert given - used.union(*used_by_handlers().values()) == NEVER_USED_HERE.keys()
 
 
 # --- a class ----------------------------------------------------------------

@@ -73,7 +73,7 @@ def device(cloud):
 
 
 def test_make_calls_what_these_tests_call(cloud):
-    targets = "local bucket publish plan deploy versions rollback device device-dir dlq redrive status invoke logs policy cost destroy"
+    targets = "local bucket publish plan deploy versions rollback device device-dir dlq redrive status invoke logs policy boundary cost destroy"
     for target in [*targets.split(), "class", "class-destroy", "stop"]:
         code, out, err = cloud.by_make(target, "--dry-run")
         assert code == 0, err

@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use expected::{check_prediction, check_refusal, list, refusals, row};
 use fakes::{MemoryPublisher, TestHandler, checked, fruit, raw, soon};
-use iris_fn::handler::HandlerError;
+use iris_fn::error::HandlerError;
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -93,24 +93,37 @@ fuzz_target!(|bytes: &[u8]| {
         reply
     );
 
-    // A direct call: any JSON. Only what looks like the rule's own event may fail.
+    // A direct call: any JSON. Only what looks like the rule's own event, or another service's, may fail.
     let Ok(event) = serde_json::from_slice::<&RawValue>(bytes) else {
         return;
     };
     // Null for JSON that is beyond a `Value`.
     let sent: Value = serde_json::from_slice(bytes).unwrap_or_default();
     match handle(event) {
-        // The rule's own event within it, or one that serde reads from a list: as good as the above.
-        Ok(reply) if sent.is_null() || sent.is_array() || sent["payload"].is_string() => {
-            assert!(is_reply(&reply), "{reply}");
+        // The rule's own event within it: as good as the above.
+        Ok(reply) if sent.is_null() || sent["payload"].is_string() => {
+            assert!(is_reply(&reply) || reply["statusCode"].is_u64(), "{reply}");
         }
-        Ok(reply) if reply["warm"] == true => assert_eq!(sent["warmup"], true),
+        Ok(reply) if reply["warm"] == true => {
+            let sources = [&sent["source"], &sent["Event"]["source"]];
+            let plugin = sources.contains(&&json!("serverless-plugin-warmup"));
+            assert!(sent["warmup"] == true || sent["detail-type"] == "Scheduled Event" || plugin);
+        }
+        Ok(reply) if reply["statusCode"].is_u64() => {
+            assert!(sent["request_id"].is_null(), "{sent}");
+            let body = reply["body"].as_str().expect("a text");
+            assert!(
+                is_reply(&serde_json::from_str(body).expect("JSON")),
+                "{body}"
+            );
+        }
         Ok(reply) => check(event.get().as_bytes(), &reply),
-        Err(HandlerError::Payload(_)) => {
+        Err(HandlerError::Payload { .. }) => {
             if let Some(payload) = sent["payload"].as_str() {
                 assert!(BASE64_STANDARD.decode(payload).is_err(), "{payload}");
             }
         }
+        Err(HandlerError::Service(_)) => assert!(sent["request_id"].is_null(), "{sent}"),
         Err(e) => panic!("{e}"),
     }
     HANDLER.with(|handler| handler.publisher.sent.lock().expect("one thread").clear());

@@ -1,15 +1,18 @@
 //! The model in use: read once per container, and replaced when the store has a newer one.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::error::{ModelError, details};
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::ModelError;
 use crate::model::Model;
 
-/// How long a call may wait for the store while it looks for a newer model.
-pub const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a call may wait for the store while it looks for a newer model: for a connection that died while the
+/// container was frozen, the SDK's back-off, and a second attempt.
+pub const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why there is no model.
+/// Why the published model is not in use.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The object could not be read.
@@ -20,11 +23,16 @@ pub enum StoreError {
         /// The store's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The object was not there by the time that the call has for it.
+    #[error("the model's store did not answer in the time of this call")]
+    Late,
     /// The object was read and is not a model to trust.
     #[error("{name} is refused")]
     Refused {
         /// Where the bytes came from.
         name: String,
+        /// The object's ETag.
+        etag: Option<String>,
         /// What is wrong with them.
         source: ModelError,
     },
@@ -41,7 +49,7 @@ pub struct Loaded {
 
 /// Something that holds the current model.
 pub trait ModelStore: Send + Sync + 'static {
-    /// Read and check the current model; `None` when it still is the one tagged `known`.
+    /// Read and check the current model; `None` when the object still is the one tagged `known`.
     fn current(
         &self,
         known: Option<&str>,
@@ -54,14 +62,18 @@ pub struct CurrentModel<S> {
     /// How long a model is used before the store is asked for a newer one.
     ttl: Duration,
     /// A std mutex, because it is never held across an await.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Held>,
 }
 
+#[derive(Default)]
 struct Held {
-    model: Arc<Model>,
+    model: Option<Arc<Model>>,
+    /// Of the object that was read last, also when it was refused: it is not downloaded again.
     etag: Option<String>,
+    /// Why the published model is not the one in use, by the last look.
+    trouble: Option<Arc<StoreError>>,
     /// When the store was last asked.
-    checked: Instant,
+    checked: Option<Instant>,
 }
 
 impl<S: ModelStore> CurrentModel<S> {
@@ -70,56 +82,65 @@ impl<S: ModelStore> CurrentModel<S> {
         Self {
             store,
             ttl,
-            held: Mutex::new(None),
+            held: Mutex::default(),
         }
     }
 
-    /// The model to answer with: the one in memory, or the store's where there is none yet.
-    ///
-    /// # Errors
-    /// When there is no model and none can be read; the next call tries again.
-    pub async fn get(&self) -> Result<Arc<Model>, StoreError> {
-        if self.held().is_none() {
-            self.refresh().await?;
+    /// The model to answer with: the one in memory, or the store's where there is none yet. `None` when none can be
+    /// read by `end`: [`CurrentModel::trouble`] says why, and the next call tries again.
+    pub async fn get(&self, end: Instant) -> Option<Arc<Model>> {
+        if self.held().model.is_none() {
+            self.refresh(end).await;
         }
-        let held = self.held();
-        let held = held
-            .as_ref()
-            .expect("a store that is asked without a tag gives a model or an error");
-        Ok(Arc::clone(&held.model))
+        self.held().model.clone()
     }
 
-    /// Look for a newer model when the one in memory is older than its time. Whatever goes wrong, the last good model
-    /// stays in use.
-    pub async fn refresh_when_stale(&self) {
-        match self.held().as_mut() {
-            Some(held) if held.checked.elapsed() >= self.ttl => held.checked = Instant::now(),
+    /// Look for a newer model when the one in memory is older than its time, until `end` at the latest. Whatever goes
+    /// wrong, the last good model stays in use.
+    pub async fn refresh_when_stale(&self, end: Instant) {
+        let now = Instant::now();
+        match &mut *self.held() {
+            Held {
+                model: Some(_),
+                checked: Some(checked),
+                ..
+            } if now - *checked >= self.ttl => *checked = now,
             _ => return,
         }
-        match tokio::time::timeout(REFRESH_TIMEOUT, self.refresh()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => tracing::error!(error = details(&e), "the last good model stays in use"),
-            Err(_) => tracing::error!(
-                error = "the store is slow",
-                "the last good model stays in use"
-            ),
-        }
+        self.refresh(end.min(now + REFRESH_TIMEOUT)).await;
     }
 
     /// Replace the model in memory if the store has another one.
-    async fn refresh(&self) -> Result<(), StoreError> {
-        let known = self.held().as_ref().and_then(|held| held.etag.clone());
-        if let Some(Loaded { model, etag }) = self.store.current(known.as_deref()).await? {
-            *self.held() = Some(Held {
-                model: Arc::new(model),
-                etag,
-                checked: Instant::now(),
-            });
+    async fn refresh(&self, end: Instant) {
+        let known = self.held().etag.clone();
+        let read = timeout_at(end, self.store.current(known.as_deref())).await;
+        let mut held = self.held();
+        let refused = matches!(held.trouble.as_deref(), Some(StoreError::Refused { .. }));
+        held.checked = Some(Instant::now());
+        match read.unwrap_or(Err(StoreError::Late)) {
+            Ok(Some(Loaded { model, etag })) => {
+                held.model = Some(Arc::new(model));
+                held.etag = etag;
+                held.trouble = None;
+            }
+            Err(e @ StoreError::Refused { .. }) => {
+                if let StoreError::Refused { etag, .. } = &e {
+                    held.etag.clone_from(etag);
+                }
+                held.trouble = Some(Arc::new(e));
+            }
+            // As far as anybody knows, the object is the one that was refused.
+            _ if refused => {}
+            other => held.trouble = other.err().map(Arc::new),
         }
-        Ok(())
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+    /// What keeps the published model from being used, by the last look at it.
+    pub fn trouble(&self) -> Option<Arc<StoreError>> {
+        self.held().trouble.clone()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
         self.held
             .lock()
             .expect("nothing panics while it holds this lock")

@@ -1,5 +1,6 @@
-//! Every way a model file or a request can be wrong, with the values that show it.
+//! Every way a model file, a request or a call can go wrong, with the values that show it.
 
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::model::{KIND, MAX_BYTES, SCHEMA};
@@ -50,12 +51,14 @@ pub enum RequestError {
     #[error("{0}")]
     MalformedJson(String),
     /// A field is absent.
-    #[error("{}`{field}` is missing", at(.index))]
+    #[error("{}`{field}` is missing{hint}", at(.index))]
     MissingField {
         /// The field's name.
         field: String,
         /// Position in `instances`, from 0; `None` for a single row.
         index: Option<usize>,
+        /// A colon and what to send, or nothing.
+        hint: String,
     },
     /// A value is not a JSON number.
     #[error("{}`{field}` must be a number, found {found}", at(.index))]
@@ -107,6 +110,47 @@ impl RequestError {
             Self::OutOfRange { .. } => "out_of_range",
             Self::TooManyInstances { .. } => "too_many_instances",
             Self::ModelUnavailable => "model_unavailable",
+        }
+    }
+}
+
+/// Why an invocation fails. A bad request never does: it is answered. What came asynchronously is kept in the
+/// dead-letter queue.
+#[derive(Debug, Error)]
+pub enum HandlerError {
+    /// The rule's event does not hold what the rule's SQL puts there.
+    #[error(
+        "the rule's `payload` is not base64: its SQL must say `encode(*, 'base64') AS payload`, and `make deploy` sets it so"
+    )]
+    Payload {
+        /// The request's id, as far as it can be read.
+        request_id: Value,
+        /// What is no base64 in it.
+        source: base64::DecodeError,
+    },
+    /// Records of another service. To answer one as if it were a request would count as done, and SQS would delete it.
+    #[error(
+        "this is an event of {0}, to which nobody can answer: send a request, or add what it means to `Event::read` in \
+         iris_fn/src/event.rs"
+    )]
+    Service(String),
+    /// The reply is known but could not be delivered.
+    #[error("could not publish the answer to {topic}")]
+    Publish {
+        /// The answer topic.
+        topic: String,
+        /// The publisher's own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl HandlerError {
+    /// A stable name for the log and the dead letter.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Payload { .. } => "payload_not_base64",
+            Self::Service(_) => "event_not_answered",
+            Self::Publish { .. } => "answer_not_published",
         }
     }
 }

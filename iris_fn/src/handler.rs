@@ -1,17 +1,17 @@
 //! The function itself: event in, answer, publish.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
 use serde_json::value::RawValue;
-use thiserror::Error;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
-use crate::current::{CurrentModel, ModelStore};
-use crate::error::{RequestError, details};
+use crate::current::{CurrentModel, ModelStore, StoreError};
+use crate::error::{HandlerError, RequestError, details};
 use crate::event::Event;
-use crate::metrics::Line;
-use crate::reply::{Description, Predictions, Reply, Warm, to_json};
+use crate::metrics::{Line, Metric};
+use crate::reply::{Description, Predictions, Reply, to_http, to_json};
 use crate::request::{MAX_PAYLOAD, Question, Refused, Request, find_request_id};
 
 /// What must be left of a call's time to report that it failed: one that Lambda has to end loses its
@@ -31,39 +31,6 @@ pub trait Publisher: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-/// Why an invocation fails. A bad request never does: it is answered. What fails is retried by
-/// Lambda when it came asynchronously, and then kept in the dead-letter queue.
-#[derive(Debug, Error)]
-pub enum HandlerError {
-    /// The rule's event does not hold what the rule's SQL puts there.
-    #[error("the rule's `payload` is not base64: {0}")]
-    Payload(#[from] base64::DecodeError),
-    /// The reply is known but could not be delivered.
-    #[error("could not publish the answer to {topic}")]
-    Publish {
-        /// The answer topic.
-        topic: String,
-        /// The publisher's own error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The reply is known, and the call's time was over before it could be delivered.
-    #[error("could not publish the answer to {topic} in the time of this call")]
-    Late {
-        /// The answer topic.
-        topic: String,
-    },
-}
-
-impl HandlerError {
-    /// A stable name for the log and the dead letter.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Payload(_) => "payload_not_base64",
-            Self::Publish { .. } | Self::Late { .. } => "answer_not_published",
-        }
-    }
-}
-
 /// The function: one per container, shared by its calls.
 pub struct Handler<S, P> {
     /// Read once per container: this is what "reuse the container" saves.
@@ -81,98 +48,128 @@ pub struct Handler<S, P> {
 #[derive(Clone, Copy)]
 struct Call {
     started: Instant,
+    /// When reading the model must be over, so that what is known by then can be published.
+    model_end: Instant,
+    /// When all must be over but the report.
+    end: Instant,
     /// Whether it started the container.
     cold_start: bool,
-    /// Most bytes of its reply.
-    max: usize,
 }
 
+impl Call {
+    fn begin(deadline: SystemTime, cold_start: bool) -> Self {
+        let left = deadline.duration_since(SystemTime::now());
+        let time = left.unwrap_or_default().saturating_sub(TIME_TO_REPORT);
+        let started = Instant::now();
+        Self {
+            started,
+            model_end: started + time / 2,
+            end: started + time,
+            cold_start,
+        }
+    }
+}
+
+/// What a call ends with, and the line about it.
+type Outcome = (Result<Box<RawValue>, HandlerError>, Line);
+
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
-    /// A handler that answers to `<stack>/response/<client_id>` and hands the line about each call to `log`.
-    pub fn new(model: CurrentModel<S>, publisher: P, stack: String, log: fn(Line)) -> Self {
+    /// A handler that answers to `<stack>/response/<client_id>` and hands the line about each call to `log`. In a
+    /// container that was `provisioned` nobody waits for the start.
+    pub fn new(
+        model: CurrentModel<S>,
+        publisher: P,
+        stack: String,
+        provisioned: bool,
+        log: fn(Line),
+    ) -> Self {
         Self {
             model,
             publisher,
             stack,
             log,
-            invoked: AtomicBool::new(false),
+            invoked: AtomicBool::new(provisioned),
         }
     }
 
-    /// Answer one event. Gives back the reply as JSON; an answer that cannot be published is given up shortly before
-    /// the call's `deadline`.
+    /// Answer one event. Gives back the reply as JSON; whatever the call waits for is given up shortly before its
+    /// `deadline`.
     ///
     /// A newer model is looked for beside the answer, never before it: this call is answered (and, from
     /// the rule, published) with what is in memory, the next one with what was found. It is not left to
     /// a background task, because Lambda freezes the process once a call is over.
     ///
     /// # Errors
-    /// [`HandlerError`] when the answer to a rule's message could not be delivered.
+    /// [`HandlerError`] when the answer to a rule's message could not be delivered, or nobody would get one.
     pub async fn handle(
         &self,
         event: &RawValue,
         deadline: SystemTime,
     ) -> Result<Box<RawValue>, HandlerError> {
-        let (reply, ()) =
-            tokio::join!(self.reply(event, deadline), self.model.refresh_when_stale());
+        let call = Call::begin(deadline, !self.invoked.swap(true, Ordering::Relaxed));
+        let ((reply, mut line), ()) = tokio::join!(
+            self.reply(event, call),
+            self.model.refresh_when_stale(call.end)
+        );
+        if let Err(e) = &reply {
+            // Nothing of it is counted.
+            line = Line::new("ERROR", "failed", line.request_id);
+            line.fields.push(("reason", details(e)));
+        }
+        if let Some(trouble) = self.model.trouble() {
+            line.level = "ERROR";
+            line.fields.push(("model_error", details(&*trouble)));
+            if matches!(*trouble, StoreError::Refused { .. }) {
+                line.metrics.push(Metric::count("models_refused", 1));
+            }
+        }
+        line.stack.clone_from(&self.stack);
+        (self.log)(line);
         reply
     }
 
-    async fn reply(
-        &self,
-        event: &RawValue,
-        deadline: SystemTime,
-    ) -> Result<Box<RawValue>, HandlerError> {
-        let cold_start = !self.invoked.swap(true, Ordering::Relaxed);
-        let call = Call {
-            started: Instant::now(),
-            cold_start,
-            max: usize::MAX,
-        };
-        match Event::read(event)? {
-            Event::Warmup => Ok(to_json(&Warm {
-                warm: true,
-                cold_start,
-            })),
-            Event::Direct(request) => {
-                let (reply, line) = self.answer(request, call).await;
-                (self.log)(line);
-                Ok(reply)
+    async fn reply(&self, event: &RawValue, call: Call) -> Outcome {
+        match Event::read(event) {
+            Ok(Event::Warmup) => {
+                let reply = to_json(&json!({"warm": true, "cold_start": call.cold_start}));
+                (Ok(reply), Line::new("INFO", "warm", Value::Null))
             }
-            Event::FromRule { payload, client_id } => {
-                let call = Call {
-                    max: MAX_PAYLOAD,
-                    ..call
-                };
-                let (reply, line) = self.answer(&payload, call).await;
+            Ok(Event::Direct(request)) => {
+                let (reply, line) = self.answer(request, call, usize::MAX).await;
+                (Ok(reply), line)
+            }
+            Ok(Event::Http(body)) => {
+                let (reply, line) = self.answer(&body, call, usize::MAX).await;
+                (Ok(to_http(&reply, line.code)), line)
+            }
+            Ok(Event::FromRule { payload, client_id }) => {
+                let (reply, line) = self.answer(&payload, call, MAX_PAYLOAD).await;
                 let topic = format!("{}/response/{client_id}", self.stack);
-                let result = self.publish(topic, &reply, deadline).await;
-                (self.log)(if result.is_ok() {
-                    line
-                } else {
-                    line.undelivered()
-                });
-                result.map(|()| reply)
+                let published = self.publish(topic, &reply, call.end).await;
+                (published.map(|()| reply), line)
+            }
+            Err(e) => {
+                let request_id = match &e {
+                    HandlerError::Payload { request_id, .. } => request_id.clone(),
+                    _ => Value::Null,
+                };
+                (Err(e), Line::new("ERROR", "failed", request_id))
             }
         }
     }
 
-    /// The reply to one request, and what the log says of it.
-    async fn answer(&self, bytes: &[u8], call: Call) -> (Box<RawValue>, Line) {
+    /// The reply to one request, in at most so many bytes, and what the log says of it.
+    async fn answer(&self, bytes: &[u8], call: Call, max: usize) -> (Box<RawValue>, Line) {
         // The model that answers is the one that the request is checked against, whatever is published meanwhile.
-        let model = match self.model.get().await {
-            Ok(model) => model,
-            Err(e) => {
-                tracing::error!(error = details(&e), "no model");
-                return self.refuse(find_request_id(bytes), &RequestError::ModelUnavailable);
-            }
+        let Some(model) = self.model.get(call.model_end).await else {
+            return refuse(find_request_id(bytes), &RequestError::ModelUnavailable);
         };
         let (request_id, question) = match Request::from_bytes(bytes, model.file()) {
             Ok(Request {
                 request_id,
                 question,
             }) => (request_id, question),
-            Err(Refused { request_id, error }) => return self.refuse(request_id, &error),
+            Err(Refused { request_id, error }) => return refuse(request_id, &error),
         };
         let (result, rows) = match &question {
             Question::Describe => {
@@ -180,7 +177,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
                     request_id,
                     description: Description::of(&model),
                 };
-                return (to_json(&reply), reply.line(&self.stack));
+                return (to_json(&reply), reply.line());
             }
             Question::One(row) => (Predictions::One(model.predict(row)), 1),
             Question::Batch(rows) => {
@@ -203,38 +200,34 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
             handler_us,
         };
         let json = to_json(&reply);
-        if json.get().len() > call.max {
+        if json.get().len() > max {
             // Refused with the number that would fit. Rows differ in length by the digits of their probabilities.
-            let max = rows * call.max / json.get().len() * 9 / 10;
-            return self.refuse(
+            let max = rows * max / json.get().len() * 9 / 10;
+            return refuse(
                 Value::String(request_id),
                 &RequestError::TooManyInstances { found: rows, max },
             );
         }
-        (json, reply.line(&self.stack))
-    }
-
-    fn refuse(&self, request_id: Value, error: &RequestError) -> (Box<RawValue>, Line) {
-        let refusal = Reply::refuse(request_id, error);
-        (to_json(&refusal), refusal.line(&self.stack))
+        (json, reply.line())
     }
 
     async fn publish(
         &self,
         topic: String,
         reply: &RawValue,
-        deadline: SystemTime,
+        end: Instant,
     ) -> Result<(), HandlerError> {
-        let left = deadline.duration_since(SystemTime::now());
-        let time = left.unwrap_or_default().saturating_sub(TIME_TO_REPORT);
         let sent = self.publisher.publish(&topic, reply.get().into());
-        match tokio::time::timeout(time, sent).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(HandlerError::Publish {
-                topic,
-                source: e.into(),
-            }),
-            Err(_) => Err(HandlerError::Late { topic }),
-        }
+        let source = match timeout_at(end, sent).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(e)) => e.into(),
+            Err(_) => "the time of this call was over".into(),
+        };
+        Err(HandlerError::Publish { topic, source })
     }
+}
+
+fn refuse(request_id: Value, error: &RequestError) -> (Box<RawValue>, Line) {
+    let refusal = Reply::refuse(request_id, error);
+    (to_json(&refusal), refusal.line())
 }

@@ -10,7 +10,6 @@
 //! | [`current`] | the model in use, and when a newer one is looked for |
 //! | [`metrics`] | the log line of a call, which is also its metrics |
 //! | [`error`] | every way a model or a request can be wrong |
-//! | [`table`] | a CSV file's columns as a model's features; for those who ask, not for the function |
 //! | `aws` | S3, AWS IoT, credentials: the only module that needs the SDKs (feature `aws`, on by default) |
 //!
 //! The notebooks load the crate without `aws`: training and serving share one model type and one arithmetic, so they
@@ -27,7 +26,6 @@ pub mod model;
 pub mod predict;
 pub mod reply;
 pub mod request;
-pub mod table;
 
 pub use error::{ModelError, RequestError};
 pub use model::{Feature, GoldenRow, Model, ModelFile, Training};

@@ -13,6 +13,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// How long a start may wait for the model: half of what Lambda gives it.
+const MODEL_TIME: Duration = Duration::from_secs(5);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let started = Instant::now();
@@ -43,13 +46,18 @@ async fn main() -> Result<(), Error> {
     })?;
     let model_ttl = Duration::from_secs(model_ttl);
     let model = CurrentModel::new(store, model_ttl);
-    let handler = Handler::new(model, publisher, setting("STACK")?, |line| line.print());
+    let provisioned = setting("AWS_LAMBDA_INITIALIZATION_TYPE")
+        .is_ok_and(|initialization| initialization == "provisioned-concurrency");
+    let handler = Handler::new(model, publisher, setting("STACK")?, provisioned, |line| {
+        line.print();
+    });
 
     let clients = started.elapsed() - log - settings;
     // A function without a model still starts: it refuses each request with the reason, and recovers
     // by itself as soon as there is one.
-    if let Err(e) = handler.model.get().await {
-        tracing::error!(error = details(&e), "no model yet");
+    handler.model.get((started + MODEL_TIME).into()).await;
+    if let Some(trouble) = handler.model.trouble() {
+        tracing::error!(error = details(&*trouble), "no model yet");
     }
 
     tracing::info!(

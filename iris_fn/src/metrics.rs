@@ -9,7 +9,8 @@
 //! | `predictions_<class>` | Count | answered: rows of that class; a dashboard finds them all by the word `predictions` |
 //! | `handler_us` | Microseconds | answered |
 //! | `cold_starts` | Count | answered, by the first call of a container |
-//! | `refusals`, by `code` too | Count | refused |
+//! | `refusals`, by `code` too | Count | refused; an alarm looks at the code `model_unavailable` |
+//! | `models_refused` | Count | any call, while the published model is refused; an alarm looks at it |
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -17,6 +18,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde_json::Value;
 
 /// The namespace in CloudWatch.
 pub const NAMESPACE: &str = "IrisWorkshop";
@@ -55,7 +57,11 @@ pub struct Line {
     pub level: &'static str,
     /// What happened, in a word.
     pub message: &'static str,
-    /// Text for people; the first of them that is called `code` is also a dimension.
+    /// The caller's name for the request; empty where it could not be read.
+    pub request_id: String,
+    /// Of a refusal; also a dimension of its metrics.
+    pub code: Option<&'static str>,
+    /// Text for people.
     pub fields: Vec<(&'static str, String)>,
     /// The stack's name.
     pub stack: String,
@@ -64,39 +70,30 @@ pub struct Line {
 }
 
 impl Line {
-    /// The same, of an answer that did not reach the asker; nothing of it is counted.
-    pub fn undelivered(self) -> Self {
+    /// What happened to a request, and nothing more.
+    pub fn new(level: &'static str, message: &'static str, request_id: impl Into<Value>) -> Self {
         Self {
-            level: "ERROR",
-            message: "not delivered",
+            level,
+            message,
+            request_id: match request_id.into() {
+                Value::String(id) => id,
+                Value::Null => String::new(),
+                other => other.to_string(),
+            },
+            code: None,
+            fields: Vec::new(),
+            stack: String::new(),
             metrics: Vec::new(),
-            ..self
         }
     }
 
-    /// Write the line to standard output, which Lambda takes to CloudWatch Logs, while the answer is on its
-    /// way: nobody waits for a log.
-    ///
-    /// It is written before Lambda may freeze the process. That is when the runtime asks for the next event,
-    /// and before it does, it waits for the answer to be acknowledged. On a runtime of one thread this task has
-    /// its turn by then; with several, it might be late.
-    ///
-    /// # Panics
-    /// Outside a Tokio runtime, and in a debug build in one of several threads.
-    pub fn print(self) {
-        debug_assert_eq!(
-            tokio::runtime::Handle::current().runtime_flavor(),
-            tokio::runtime::RuntimeFlavor::CurrentThread
-        );
-        tokio::spawn(async move {
-            // Behind the task that sends the answer.
-            tokio::task::yield_now().await;
-            let mut text =
-                serde_json::to_vec(&self).expect("text and numbers always serialize as JSON");
-            text.push(b'\n');
-            // A log that cannot be written must not fail the call.
-            let _ = std::io::stdout().lock().write_all(&text);
-        });
+    /// Write the line to standard output, which Lambda takes to CloudWatch Logs. The call ends after that: then Lambda
+    /// may freeze the process.
+    pub fn print(&self) {
+        let mut text = serde_json::to_vec(self).expect("text and numbers always serialize as JSON");
+        text.push(b'\n');
+        // A log that cannot be written must not fail the call.
+        let _ = std::io::stdout().lock().write_all(&text);
     }
 }
 
@@ -105,6 +102,10 @@ impl Serialize for Line {
         let mut line = serializer.serialize_map(None)?;
         line.serialize_entry("level", self.level)?;
         line.serialize_entry("message", self.message)?;
+        line.serialize_entry("request_id", &self.request_id)?;
+        if let Some(code) = self.code {
+            line.serialize_entry("code", code)?;
+        }
         for (name, text) in &self.fields {
             line.serialize_entry(name, text)?;
         }
@@ -112,7 +113,9 @@ impl Serialize for Line {
             line.serialize_entry(&metric.name, &metric.value)?;
         }
         line.serialize_entry("stack", &self.stack)?;
-        line.serialize_entry("_aws", &Directive::of(self))?;
+        if !self.metrics.is_empty() {
+            line.serialize_entry("_aws", &Directive::of(self))?;
+        }
         line.end()
     }
 }
@@ -137,10 +140,9 @@ impl<'a> Directive<'a> {
     fn of(line: &'a Line) -> Self {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         // One directive holds at most 100 metrics, and a batch may meet 256 classes.
-        let by_code = line.fields.iter().any(|(name, _)| *name == "code");
         let directives = |metrics| Directives {
             namespace: NAMESPACE,
-            dimensions: if by_code {
+            dimensions: if line.code.is_some() {
                 &[&["stack"], &["stack", "code"]]
             } else {
                 &[&["stack"]]
@@ -157,16 +159,15 @@ impl<'a> Directive<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     #[test]
     fn a_line_is_text_and_metrics_in_cloudwatchs_own_format() {
         let line = Line {
-            level: "WARN",
-            message: "refused",
-            fields: vec![("request_id", "r".into()), ("code", "out_of_range".into())],
+            code: Some("out_of_range"),
             stack: "iris".into(),
             metrics: vec![Metric::count("refusals", 1)],
+            ..Line::new("WARN", "refused", "r")
         };
         let mut line = serde_json::to_value(line).unwrap();
         assert!(line["_aws"]["Timestamp"].as_u64().unwrap() > 1_700_000_000_000);
@@ -182,6 +183,15 @@ mod tests {
                     "Metrics": [{"Name": "refusals", "Unit": "Count"}],
                 }]},
             })
+        );
+    }
+
+    #[test]
+    fn a_line_without_metrics_has_no_directive_and_an_id_is_text() {
+        let line = serde_json::to_value(Line::new("INFO", "described", 7)).unwrap();
+        assert_eq!(
+            line,
+            json!({"level": "INFO", "message": "described", "request_id": "7", "stack": ""})
         );
     }
 }

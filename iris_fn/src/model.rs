@@ -1,6 +1,7 @@
 //! The model file: what training writes, S3 keeps and the function trusts only after checking it.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -162,14 +163,9 @@ impl ModelFile {
     fn check(&self) -> Result<(), ModelError> {
         self.check_names()?;
         self.check_shapes()?;
-        for Feature {
-            name,
-            min,
-            max,
-            accept: [low, high],
-            ..
-        } in &self.features
-        {
+        for feature in &self.features {
+            let (name, [low, high]) = (&feature.name, feature.accept);
+            let (min, max) = (feature.min, feature.max);
             require!(
                 min <= max,
                 "feature {name}: min is {min} and max is {max}, which holds no value"
@@ -242,47 +238,31 @@ impl ModelFile {
             self.features.iter().all(|feature| feature.name != *target),
             "a feature is called {target:?} as the target is"
         );
-        if let Some(name) = twice(self.features.iter().map(|feature| &feature.name)) {
-            return Err(ModelError::Invalid(format!(
-                "two features are called {name:?}"
-            )));
-        }
-        if let Some(name) = twice(&self.classes) {
-            return Err(ModelError::Invalid(format!(
-                "two classes are called {name:?}"
-            )));
-        }
+        let feature = twice(self.features.iter().map(|feature| &feature.name));
+        require!(feature.is_empty(), "two features are called {feature:?}");
+        let class = twice(&self.classes);
+        require!(class.is_empty(), "two classes are called {class:?}");
         Ok(())
     }
 
     fn check_shapes(&self) -> Result<(), ModelError> {
         let (features, classes) = (self.features.len(), self.classes.len());
-        let (rows, intercepts) = (self.weights.len(), self.intercepts.len());
-        require!(
-            rows == classes,
-            "weights have {rows} rows, expected {classes}, one for each class"
-        );
-        require!(
-            intercepts == classes,
-            "there are {intercepts} intercepts, expected {classes}, one for each class"
-        );
-        for (class, row) in self.classes.iter().zip(&self.weights) {
-            let found = row.len();
+        let has = |who: &dyn Display, found: usize, what: &str, expected: usize| {
             require!(
-                found == features,
-                "class {class} has {found} weights, expected {features}, one for each feature"
+                found == expected,
+                "{who} has {found} {what}, expected {expected}"
             );
+            Ok(())
+        };
+        has(&"the model", self.weights.len(), "rows of weights", classes)?;
+        has(&"the model", self.intercepts.len(), "intercepts", classes)?;
+        for (class, row) in self.classes.iter().zip(&self.weights) {
+            has(&format!("class {class}"), row.len(), "weights", features)?;
         }
         for (n, row) in self.golden.iter().enumerate() {
-            let (found, p) = (row.features.len(), row.probabilities.len());
-            require!(
-                found == features,
-                "golden row {n} has {found} features, expected {features}"
-            );
-            require!(
-                p == classes,
-                "golden row {n} has {p} probabilities, expected {classes}"
-            );
+            let golden = format!("golden row {n}");
+            has(&golden, row.features.len(), "features", features)?;
+            has(&golden, row.probabilities.len(), "probabilities", classes)?;
         }
         Ok(())
     }
@@ -293,18 +273,11 @@ impl ModelFile {
             "the model has no golden rows to check it by"
         );
         for (n, row) in self.golden.iter().enumerate() {
-            for (
-                Feature {
-                    name,
-                    accept: [low, high],
-                    ..
-                },
-                x,
-            ) in self.features.iter().zip(&row.features)
-            {
+            for (feature, x) in self.features.iter().zip(&row.features) {
                 require!(
-                    low <= x && x <= high,
-                    "golden row {n}: {name} is {x}, which the model itself does not accept"
+                    feature.accepts(*x),
+                    "golden row {n}: {} is {x}, which the model itself does not accept",
+                    feature.name
                 );
             }
             let computed = self.probabilities(&row.features);
@@ -321,10 +294,11 @@ impl ModelFile {
     }
 }
 
-/// The first text that comes a second time.
-fn twice<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
+/// The first name that comes a second time; empty, as no name is, when none does.
+fn twice<'a>(names: impl IntoIterator<Item = &'a String>) -> &'a str {
     let mut seen = HashSet::new();
-    names.into_iter().find(|name| !seen.insert(*name))
+    let twice = names.into_iter().find(|name| !seen.insert(*name));
+    twice.map_or("", |name| name)
 }
 
 impl Feature {

@@ -6,17 +6,8 @@ use serde_json::{Value, json};
 
 use crate::error::RequestError;
 use crate::metrics::{Line, Metric};
-use crate::model::{Feature, Model, ModelFile};
+use crate::model::{Feature, Model};
 use crate::predict::Prediction;
-
-/// To `{"warmup": true}`. The log has no line of it.
-#[derive(Debug, Serialize)]
-pub struct Warm {
-    /// Always true.
-    pub warm: bool,
-    /// Whether this call started the container.
-    pub cold_start: bool,
-}
 
 /// To a request, as it is serialized.
 #[derive(Debug, Serialize)]
@@ -69,16 +60,11 @@ pub struct Description {
 impl Description {
     /// Of this model.
     pub fn of(model: &Model) -> Self {
-        let ModelFile {
-            target,
-            features,
-            classes,
-            ..
-        } = model.file().clone();
+        let file = model.file().clone();
         Self {
-            target,
-            features,
-            classes,
+            target: file.target,
+            features: file.features,
+            classes: file.classes,
             model: model.sha256().to_owned(),
         }
     }
@@ -163,6 +149,17 @@ pub fn to_json(reply: &impl Serialize) -> Box<RawValue> {
         .expect("strings, numbers and lists always serialize as JSON")
 }
 
+/// A reply as an HTTP response, for a function URL, API Gateway and a load balancer.
+pub fn to_http(reply: &RawValue, code: Option<&str>) -> Box<RawValue> {
+    let status = match code {
+        None => 200,
+        Some("model_unavailable") => 503,
+        Some(_) => 400,
+    };
+    let headers = json!({"content-type": "application/json"});
+    to_json(&json!({"statusCode": status, "headers": headers, "body": reply.get()}))
+}
+
 impl Reply<'_> {
     /// To a bad request.
     pub fn refuse(request_id: Value, error: &RequestError) -> Self {
@@ -173,9 +170,9 @@ impl Reply<'_> {
         Self::Refusal { request_id, error }
     }
 
-    /// One line per call: which request and how it went, never what was sent.
-    pub fn line(self, stack: &str) -> Line {
-        let (level, message, fields, metrics) = match self {
+    /// What the log says of it: which request and how it went, never what was sent.
+    pub fn line(self) -> Line {
+        match self {
             Self::Answer {
                 request_id,
                 result,
@@ -183,56 +180,34 @@ impl Reply<'_> {
                 cold_start,
                 handler_us,
             } => {
-                let mut metrics = result.by_class();
-                metrics.push(Metric {
+                let mut line = Line::new("INFO", "answered", request_id);
+                line.fields.push(("model", model.to_owned()));
+                line.metrics = result.by_class();
+                line.metrics.push(Metric {
                     name: "handler_us".into(),
                     unit: "Microseconds",
                     value: handler_us,
                 });
                 if cold_start {
-                    metrics.push(Metric::count("cold_starts", 1));
+                    line.metrics.push(Metric::count("cold_starts", 1));
                 }
-                (
-                    "INFO",
-                    "answered",
-                    vec![("request_id", request_id), ("model", model.to_owned())],
-                    metrics,
-                )
+                line
             }
             Self::Description {
                 request_id,
                 description,
-            } => (
-                "INFO",
-                "described",
-                vec![("request_id", request_id), ("model", description.model)],
-                Vec::new(),
-            ),
-            Self::Refusal { request_id, error } => {
-                let id = match request_id {
-                    Value::String(id) => id,
-                    Value::Null => String::new(),
-                    other => other.to_string(),
-                };
-                let fields = vec![
-                    ("request_id", id),
-                    ("code", error.code.to_owned()),
-                    ("reason", error.message),
-                ];
-                (
-                    "WARN",
-                    "refused",
-                    fields,
-                    vec![Metric::count("refusals", 1)],
-                )
+            } => {
+                let mut line = Line::new("INFO", "described", request_id);
+                line.fields.push(("model", description.model));
+                line
             }
-        };
-        Line {
-            level,
-            message,
-            fields,
-            stack: stack.to_owned(),
-            metrics,
+            Self::Refusal { request_id, error } => {
+                let mut line = Line::new("WARN", "refused", request_id);
+                line.code = Some(error.code);
+                line.fields.push(("reason", error.message));
+                line.metrics.push(Metric::count("refusals", 1));
+                line
+            }
         }
     }
 }

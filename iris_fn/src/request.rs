@@ -1,6 +1,7 @@
 //! A request: bytes in, rows that the model accepts or a typed refusal out.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{RequestError, at};
-use crate::model::{Feature, ModelFile};
+use crate::model::{Feature, MAX_NAME, ModelFile};
 
 /// Most instances in one request.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -63,7 +64,13 @@ impl Request {
 }
 
 fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
-    let text = std::str::from_utf8(bytes).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            malformed(UTF_16)
+        } else {
+            malformed(format!("not UTF-8: {e}"))
+        }
+    })?;
     if text.starts_with(BOM) {
         return Err(malformed(
             "the text begins with a byte order mark: send UTF-8 without one",
@@ -71,15 +78,18 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
     }
     let mut order = Order::new();
     let fields = Fields::checked(text, model, &mut order, None)?;
-    let request_id = request_id(fields.request_id)?;
-    let question = match (describe(fields.describe)?, fields.instances) {
+    let request_id = request_id(text, fields.request_id)?;
+    let describe = fields
+        .describe
+        .map_or(Ok(false), |json| field(json, "describe", "true or false"))?;
+    let question = match (describe, fields.instances) {
         (true, None) => Question::Describe,
         (true, Some(_)) => {
             return Err(malformed(
                 "`describe` and `instances` in one request: ask for one of them",
             ));
         }
-        (false, None) => Question::One(fields.row(model, None)?),
+        (false, None) => Question::One(fields.row(text, model, None)?),
         (false, Some(instances)) => {
             if let Some(column) = order.first() {
                 let name = &model.features[*column].name;
@@ -96,17 +106,9 @@ fn read(bytes: &[u8], model: &ModelFile) -> Result<Request, RequestError> {
     })
 }
 
-fn request_id(json: Option<&RawValue>) -> Result<String, RequestError> {
-    let json = json.ok_or(RequestError::MissingField {
-        field: "request_id".into(),
-        index: None,
-    })?;
-    let id: String = serde_json::from_str(json.get()).map_err(|_| {
-        malformed(format!(
-            "`request_id` must be a string, found {}",
-            kind(json)
-        ))
-    })?;
+fn request_id(text: &str, json: Option<&RawValue>) -> Result<String, RequestError> {
+    let json = json.ok_or_else(|| missing(text, "request_id", None))?;
+    let id: String = field(json, "request_id", "a string")?;
     if id.len() > MAX_REQUEST_ID {
         let bytes = id.len();
         return Err(malformed(format!(
@@ -116,20 +118,19 @@ fn request_id(json: Option<&RawValue>) -> Result<String, RequestError> {
     Ok(id)
 }
 
-fn describe(json: Option<&RawValue>) -> Result<bool, RequestError> {
-    json.map_or(Ok(false), |json| {
-        serde_json::from_str(json.get()).map_err(|_| {
-            malformed(format!(
-                "`describe` must be true or false, found {}",
-                kind(json)
-            ))
-        })
-    })
+/// The value of a field that is no feature.
+fn field<'a, T: Deserialize<'a>>(
+    json: &'a RawValue,
+    name: &str,
+    wanted: &str,
+) -> Result<T, RequestError> {
+    let (json, found) = (json.get(), kind(json.get()));
+    serde_json::from_str(json)
+        .map_err(|_| malformed(format!("`{name}` must be {wanted}, found {found}")))
 }
 
 fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestError> {
-    let instances: Vec<&RawValue> = serde_json::from_str(json.get())
-        .map_err(|_| malformed(format!("`instances` must be a list, found {}", kind(json))))?;
+    let instances: Vec<&RawValue> = field(json, "instances", "a list")?;
     let found = instances.len();
     if found > MAX_INSTANCES {
         return Err(RequestError::TooManyInstances {
@@ -138,7 +139,7 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
         });
     }
     let mut order = Order::new();
-    let row = |(index, json): (usize, &RawValue)| match kind(json) {
+    let row = |(index, json): (usize, &RawValue)| match kind(json.get()) {
         "an object" => row(json.get(), model, &mut order, index),
         other => Err(malformed(format!(
             "instances[{index}] must be an object, found {other}"
@@ -147,12 +148,48 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
     instances.into_iter().enumerate().map(row).collect()
 }
 
-fn not_json(e: serde_json::Error) -> RequestError {
-    malformed(if e.is_data() {
-        e.to_string()
-    } else {
-        format!("not JSON: {e}")
+/// A request that tells whoever sends it what to send.
+const EXAMPLE: &str = r#"{"request_id": "1", "describe": true}"#;
+const UTF_16: &str = "the text is UTF-16: send UTF-8";
+
+/// What is wrong with a text that is no JSON object.
+fn not_json(text: &str, e: &serde_json::Error) -> RequestError {
+    let text = text.trim_start();
+    malformed(match text.as_bytes().first() {
+        _ if text.contains('\0') => UTF_16.to_owned(),
+        Some(b'{') if text.contains("NaN") || text.contains("Infinity") => {
+            format!("not JSON, which has no NaN and no Infinity: {e}")
+        }
+        Some(b'{') => format!("not JSON: {e}"),
+        Some(b'[') => "found a list: send one request, many rows as its `instances`".to_owned(),
+        Some(b'"') => "found a string: send the object itself, not JSON in a string".to_owned(),
+        first => {
+            let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
+            let found = match first {
+                None => "nothing",
+                Some(_) if is_json => kind(text),
+                Some(_) => "text that is not JSON",
+            };
+            format!("found {found}: send a JSON object, such as {EXAMPLE}")
+        }
     })
+}
+
+/// A field that is missing, and the one that may have been meant by it.
+fn missing(text: &str, name: &str, index: Option<usize>) -> RequestError {
+    let letters = |name: &str| {
+        let letters = name.chars().filter(|c| c.is_alphanumeric());
+        letters.flat_map(char::to_lowercase).collect::<String>()
+    };
+    let fields: BTreeMap<String, IgnoredAny> = serde_json::from_str(text).unwrap_or_default();
+    let is_meant = |field: &&String| field.len() < 2 * MAX_NAME && letters(field) == letters(name);
+    let hint = match fields.keys().find(is_meant) {
+        Some(found) => format!(": rename `{found}`, names are compared letter by letter"),
+        None if name == "request_id" => format!(": to learn what to send, send {EXAMPLE}"),
+        None => String::new(),
+    };
+    let field = name.to_owned();
+    RequestError::MissingField { field, index, hint }
 }
 
 fn malformed(message: impl Into<String>) -> RequestError {
@@ -160,8 +197,8 @@ fn malformed(message: impl Into<String>) -> RequestError {
 }
 
 /// The JSON type, as a person would say it.
-fn kind(json: &RawValue) -> &'static str {
-    match json.get().as_bytes().first() {
+fn kind(json: &str) -> &'static str {
+    match json.as_bytes().first() {
         Some(b'n') => "null",
         Some(b't' | b'f') => "a boolean",
         Some(b'"') => "a string",
@@ -200,7 +237,7 @@ impl<'a> Fields<'a, &'a RawValue> {
         order: &mut Order,
         index: Option<usize>,
     ) -> Result<Self, RequestError> {
-        let fields = Self::read(text, model, order).map_err(not_json)?;
+        let fields = Self::read(text, model, order).map_err(|e| not_json(text, &e))?;
         match &fields.twice {
             Some(name) => Err(malformed(format!("{}`{name}` appears twice", at(&index)))),
             None => Ok(fields),
@@ -208,41 +245,32 @@ impl<'a> Fields<'a, &'a RawValue> {
     }
 
     /// The values as numbers that the model accepts, or what is wrong with the first that is not.
-    fn row(&self, model: &ModelFile, index: Option<usize>) -> Result<Vec<f64>, RequestError> {
+    fn row(
+        &self,
+        text: &str,
+        model: &ModelFile,
+        index: Option<usize>,
+    ) -> Result<Vec<f64>, RequestError> {
         let value = |(feature, json): (&Feature, &Option<&RawValue>)| {
-            let Feature {
-                name,
-                unit,
-                accept: [low, high],
-                ..
-            } = feature.clone();
-            let Some(json) = json else {
-                return Err(RequestError::MissingField { field: name, index });
-            };
+            let (name, [low, high]) = (&feature.name, feature.accept);
+            let json = json.ok_or_else(|| missing(text, name, index))?;
             match serde_json::from_str::<f64>(json.get()) {
                 Ok(value) if feature.accepts(value) => Ok(value),
-                Ok(value) => {
-                    let unit = if unit.is_empty() {
-                        unit
-                    } else {
-                        format!(" {unit}")
-                    };
-                    Err(RequestError::OutOfRange {
-                        field: name,
-                        index,
-                        value,
-                        low,
-                        high,
-                        unit,
-                    })
-                }
-                Err(e) => Err(match kind(json) {
+                Ok(value) => Err(RequestError::OutOfRange {
+                    field: name.clone(),
+                    index,
+                    value,
+                    low,
+                    high,
+                    unit: format!(" {}", feature.unit).trim_end().to_owned(),
+                }),
+                Err(e) => Err(match kind(json.get()) {
                     "a number" => malformed(format!(
                         "{}`{name}` is no number that fits: {e}",
                         at(&index)
                     )),
                     found => RequestError::NotANumber {
-                        field: name,
+                        field: name.clone(),
                         index,
                         found,
                     },
@@ -272,7 +300,7 @@ fn row(
             return Ok(values);
         }
     }
-    Fields::checked(text, model, order, Some(index))?.row(model, Some(index))
+    Fields::checked(text, model, order, Some(index))?.row(text, model, Some(index))
 }
 
 /// For each field of an object, the feature that it was in the object before: most lists have one order.

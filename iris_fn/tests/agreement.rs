@@ -3,7 +3,6 @@
 
 use iris_fn::model::{KIND, SCHEMA};
 use iris_fn::predict::softmax;
-use iris_fn::table::Table;
 use iris_fn::{Feature, GoldenRow, Model, ModelFile, Training};
 use linfa::prelude::*;
 use linfa_logistic::{MultiFittedLogisticRegression, MultiLogisticRegression};
@@ -33,16 +32,14 @@ fn data() -> Data {
         accept: [0.0, 100.0],
     };
     let features: Vec<Feature> = names.iter().map(feature).collect();
-    let table = Table::open(CSV.as_bytes(), &features, target).unwrap();
-    let (mut x, mut y, mut classes) = (Vec::new(), Vec::new(), Vec::new());
-    for row in table.rows() {
-        let row = row.unwrap();
-        let label = row.label.unwrap();
-        if !classes.contains(&label) {
-            classes.push(label.clone());
+    let (mut x, mut y, mut classes) = (Vec::new(), Vec::new(), Vec::<String>::new());
+    for line in CSV.lines().skip(1) {
+        let (values, label) = line.rsplit_once(',').unwrap();
+        if !classes.iter().any(|class| class == label) {
+            classes.push(label.to_owned());
         }
-        y.extend(classes.iter().position(|class| *class == label));
-        x.extend(row.values);
+        y.extend(classes.iter().position(|class| class == label));
+        x.extend(values.split(',').map(|x| x.parse::<f64>().unwrap()));
     }
     let x = Array2::from_shape_vec((y.len(), features.len()), x).unwrap();
     Data {

@@ -9,7 +9,8 @@ use base64::prelude::{BASE64_STANDARD as BASE64, Engine};
 use fakes::{LINES, MemoryPublisher, TestHandler, checked, fruit, raw, soon};
 use iris_fn::Model;
 use iris_fn::current::REFRESH_TIMEOUT;
-use iris_fn::handler::{HandlerError, TIME_TO_REPORT};
+use iris_fn::error::HandlerError;
+use iris_fn::handler::TIME_TO_REPORT;
 use iris_fn::request::MAX_PAYLOAD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -146,21 +147,60 @@ async fn a_refusal_echoes_the_id_also_where_the_text_breaks() {
     }
 }
 
-/// Only a rule with other SQL sends this. Nobody could be answered with more than "ask again": it fails,
-/// and the event is kept in the dead-letter queue.
+/// Only a rule with other SQL sends this: it fails, and the event is kept in the dead-letter queue.
 #[tokio::test]
-async fn a_payload_that_is_not_base64_fails_the_invocation_and_publishes_nothing() {
+async fn a_payload_that_is_not_base64_fails_the_invocation_publishes_nothing_and_is_logged_by_its_id()
+ {
     let handler = handler();
-    for payload in ["%%%", "eyJ9=", "e30"] {
-        let error = failure(
-            &handler,
-            json!({"payload": payload, "client_id": "lily"}),
-            soon(),
-        )
-        .await;
+    for (payload, id) in [("%%%", ""), ("eyJ9=", ""), (r#"{"request_id":"r"}"#, "r")] {
+        let event = json!({"payload": payload, "client_id": "lily"});
+        let error = failure(&handler, event, soon()).await;
         assert_eq!(error.kind(), "payload_not_base64", "{payload}");
+        let [line] = &LINES.take()[..] else {
+            panic!("one line a call")
+        };
+        assert_eq!((line.message, line.request_id.as_str()), ("failed", id));
+        assert!(line.fields[0].1.contains("not base64"), "{line:?}");
     }
     assert!(handler.publisher.take().is_empty());
+}
+
+#[tokio::test]
+async fn each_call_leaves_one_line_with_its_id_and_the_reason() {
+    let handler = handler();
+    let refused = json!({"request_id": "b"});
+    for event in [
+        apple(),
+        apple_from_rule(),
+        json!({"request_id": "d", "describe": true}),
+    ] {
+        call(&handler, event).await;
+    }
+    call(&handler, refused).await;
+    call(&handler, json!({"warmup": true})).await;
+    failure(
+        &handler,
+        json!({"Records": [{"eventSource": "aws:sqs"}]}),
+        soon(),
+    )
+    .await;
+    let lines = LINES.take();
+    let short = |line: &iris_fn::metrics::Line| {
+        let reason = line.fields.iter().find(|(name, _)| *name == "reason");
+        let reason = reason.map(|(_, reason)| reason[..15].to_owned());
+        (line.message, line.request_id.clone(), reason)
+    };
+    let expected = [
+        ("answered", "r", None),
+        ("answered", "r", None),
+        ("described", "d", None),
+        ("refused", "b", Some("`weight` is mis")),
+        ("warm", "", None),
+        ("failed", "", Some("this is an even")),
+    ];
+    let expected = expected.map(|(m, id, reason)| (m, id.to_owned(), reason.map(str::to_owned)));
+    assert_eq!(lines.iter().map(short).collect::<Vec<_>>(), expected);
+    assert!(lines.iter().all(|line| line.stack == "lab"));
 }
 
 #[tokio::test]
@@ -219,7 +259,7 @@ async fn an_answer_too_large_for_mqtt_is_refused_with_the_number_that_fits() {
 }
 
 #[tokio::test]
-async fn a_keep_warm_call_reads_no_model_publishes_nothing_and_logs_nothing() {
+async fn a_keep_warm_call_reads_no_model_and_publishes_nothing() {
     let handler = handler();
     let warmup = json!({"warmup": true, "payload": "e30=", "client_id": "lily"});
     assert_eq!(
@@ -228,7 +268,6 @@ async fn a_keep_warm_call_reads_no_model_publishes_nothing_and_logs_nothing() {
     );
     assert!(handler.model.store().asked.lock().unwrap().is_empty());
     assert!(handler.publisher.take().is_empty());
-    assert!(LINES.take().is_empty());
     assert_eq!(call(&handler, apple()).await["cold_start"], false);
 }
 
@@ -274,9 +313,10 @@ async fn an_undelivered_answer_fails_the_invocation_and_is_logged_as_such_and_no
     let lines = LINES.take();
     let logged: Vec<_> = lines
         .iter()
-        .map(|line| (line.message, line.fields[0].1.as_str(), line.metrics.len()))
+        .map(|line| (line.message, line.request_id.as_str(), line.metrics.len()))
         .collect();
-    assert_eq!(logged, [("answered", "r", 3), ("not delivered", "r", 0)]);
+    assert_eq!(logged, [("answered", "r", 3), ("failed", "r", 0)]);
+    assert!(lines[1].fields[0].1.ends_with("connection refused"));
 }
 
 #[tokio::test]
@@ -288,7 +328,7 @@ async fn an_answer_that_hangs_fails_the_invocation_before_lambda_would_end_it() 
     let handler = fakes::handler(checked(fruit()), LONG, publisher);
     let deadline = SystemTime::now() + TIME_TO_REPORT + Duration::from_millis(50);
     let error = failure(&handler, from_rule(b"{}"), deadline).await;
-    assert!(matches!(error, HandlerError::Late { .. }), "{error}");
+    assert_eq!(error.kind(), "answer_not_published");
     assert!(SystemTime::now() < deadline);
 }
 
@@ -319,11 +359,14 @@ async fn a_model_with_other_features_takes_over_while_requests_arrive() {
 #[tokio::test]
 async fn a_store_is_asked_for_what_is_newer_than_the_model_in_use_and_not_modified_keeps_it() {
     let handler = always_looking();
-    let model = handler.model.get().await.unwrap();
+    let model = handler.model.get(Instant::now().into()).await.unwrap();
     for _ in 0..3 {
         assert_eq!(call(&handler, apple()).await["model"], model.sha256());
     }
-    assert!(Arc::ptr_eq(&handler.model.get().await.unwrap(), &model));
+    assert!(Arc::ptr_eq(
+        &handler.model.get(Instant::now().into()).await.unwrap(),
+        &model
+    ));
     let tag = Some(model.sha256().to_owned());
     let asked = handler.model.store().asked.lock().unwrap();
     assert_eq!(*asked, [None, tag.clone(), tag.clone(), tag]);
@@ -375,6 +418,117 @@ async fn the_last_good_model_serves_while_the_store_is_away() {
     for _ in 0..3 {
         assert_eq!(call(&handler, apple()).await["fruit"], "apple");
     }
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_leaves_the_time_to_say_that_there_is_no_model() {
+    let handler = handler();
+    *handler.model.store().delay.lock().unwrap() = LONG;
+    let deadline = SystemTime::now() + TIME_TO_REPORT + Duration::from_millis(200);
+    let event = raw(&apple_from_rule());
+    handler.handle(&event, deadline).await.unwrap();
+    let left = deadline.duration_since(SystemTime::now()).unwrap();
+    assert!(
+        left > TIME_TO_REPORT,
+        "{left:?}: half of the time is there to publish"
+    );
+    let [(_, refusal)] = &handler.publisher.take()[..] else {
+        panic!("one answer")
+    };
+    assert_eq!(refusal["error"]["code"], "model_unavailable");
+    let [line] = &LINES.take()[..] else {
+        panic!("one line a call")
+    };
+    let [_, ("model_error", why)] = &line.fields[..] else {
+        panic!("{line:?}")
+    };
+    assert!(why.contains("did not answer in the time"), "{why}");
+}
+
+#[tokio::test]
+async fn a_look_for_a_newer_model_ends_before_the_call_must() {
+    let handler = always_looking();
+    call(&handler, apple()).await;
+    *handler.model.store().delay.lock().unwrap() = LONG;
+    let deadline = SystemTime::now() + TIME_TO_REPORT + Duration::from_millis(200);
+    handler.handle(&raw(&apple()), deadline).await.unwrap();
+    assert!(SystemTime::now() < deadline);
+}
+
+fn refusals_counted(lines: &[iris_fn::metrics::Line]) -> Vec<bool> {
+    let counted = |line: &iris_fn::metrics::Line| {
+        let metric = line.metrics.iter().find(|m| m.name == "models_refused");
+        metric.inspect(|m| assert_eq!(m.value, 1)).is_some()
+    };
+    lines.iter().map(counted).collect()
+}
+
+#[tokio::test]
+async fn a_refused_model_is_counted_by_each_call_and_read_once() {
+    let handler = always_looking();
+    let first = call(&handler, apple()).await;
+    *handler.model.store().refused.lock().unwrap() = Some("bad".into());
+    for _ in 0..3 {
+        assert_eq!(call(&handler, apple()).await["model"], first["model"]);
+    }
+    let good = handler.model.store().refused.lock().unwrap().take();
+    assert_eq!(good.as_deref(), Some("bad"));
+    call(&handler, apple()).await;
+    let lines = LINES.take();
+    assert_eq!(refusals_counted(&lines), [false, true, true, true, false]);
+    assert!(
+        lines[1]
+            .fields
+            .iter()
+            .any(|(name, why)| *name == "model_error" && why.contains("{}"))
+    );
+    let tag = |tag: &str| Some(tag.to_owned());
+    let model = first["model"].as_str().unwrap();
+    let asked = handler.model.store().asked.lock().unwrap();
+    let model = tag(model);
+    let bad = [tag("bad"), tag("bad"), tag("bad")];
+    assert_eq!(*asked, [&[None, model.clone(), model][..], &bad].concat());
+}
+
+#[tokio::test]
+async fn a_refused_model_stays_refused_while_the_store_is_away() {
+    let handler = always_looking();
+    call(&handler, apple()).await;
+    *handler.model.store().refused.lock().unwrap() = Some("bad".into());
+    call(&handler, apple()).await;
+    let store = handler.model.store();
+    let model = store.model.lock().unwrap().take();
+    *store.refused.lock().unwrap() = None;
+    call(&handler, apple()).await;
+    *store.model.lock().unwrap() = model;
+    call(&handler, apple()).await;
+    assert_eq!(refusals_counted(&LINES.take()), [false, true, true, false]);
+}
+
+#[tokio::test]
+async fn a_container_whose_first_model_is_refused_reads_it_once_and_recovers() {
+    let handler = always_looking();
+    let store = handler.model.store();
+    *store.refused.lock().unwrap() = Some("bad".into());
+    for _ in 0..2 {
+        let reply = call(&handler, apple()).await;
+        assert_eq!(reply["error"]["code"], "model_unavailable");
+    }
+    *store.refused.lock().unwrap() = None;
+    assert_eq!(call(&handler, apple()).await["fruit"], "apple");
+    let bad = Some("bad".to_owned());
+    assert_eq!(store.asked.lock().unwrap()[..3], [None, bad.clone(), bad]);
+    assert_eq!(refusals_counted(&LINES.take()), [true, true, false]);
+}
+
+#[tokio::test]
+async fn in_a_container_that_was_provisioned_no_call_is_cold() {
+    let store = fakes::MemoryStore::default();
+    *store.model.lock().unwrap() = Some(checked(fruit()));
+    let model = iris_fn::current::CurrentModel::new(store, LONG);
+    let publisher = MemoryPublisher::default();
+    let handler = iris_fn::handler::Handler::new(model, publisher, "lab".into(), true, |_| {});
+    assert_eq!(call(&handler, apple()).await["cold_start"], false);
 }
 
 proptest! {

@@ -132,11 +132,11 @@ fn wrong_files() -> Vec<(Value, &'static str)> {
         (change("/classes/1", json!("p".repeat(65))), "\"pppp"),
         (
             list("/weights", 2),
-            "weights have 2 rows, expected 3, one for each class",
+            "the model has 2 rows of weights, expected 3",
         ),
         (list("/weights/2", 3), "class plum has 3 weights"),
         (list("/weights/0", 5), "class apple has 5 weights"),
-        (list("/intercepts", 4), "there are 4 intercepts"),
+        (list("/intercepts", 4), "the model has 4 intercepts"),
         (list("/golden", 0), "no golden rows"),
         (list("/golden/1/features", 3), "golden row 1 has 3 features"),
         (
@@ -238,6 +238,7 @@ async fn the_last_good_model_serves_while_a_wrong_one_is_published() {
             let model = Model::from_bytes(&file);
             let model = model.map_err(|source| StoreError::Refused {
                 name: "k".into(),
+                etag: None,
                 source,
             })?;
             Ok(Some(Loaded { model, etag: None }))
@@ -250,7 +251,13 @@ async fn the_last_good_model_serves_while_a_wrong_one_is_published() {
         .collect();
     files.push(FRUIT.to_vec());
     let model = CurrentModel::new(Files(Mutex::new(files)), Duration::ZERO);
-    let handler = Handler::new(model, MemoryPublisher::default(), "lab".into(), |_| {});
+    let handler = Handler::new(
+        model,
+        MemoryPublisher::default(),
+        "lab".into(),
+        false,
+        |_| {},
+    );
     let request = raw(
         &json!({"request_id": "r", "weight": 180, "width": 8, "height": 7.5, "sweetness": 0.5}),
     );

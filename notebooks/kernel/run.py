@@ -1,6 +1,6 @@
 """Run the notebooks from top to bottom without a browser, and say which cell fails, if one does.
 
-Each runs in a fresh `rust` kernel, the one that `make setup` puts beside this Python. What runs is a copy
+Each runs in a fresh `iris-workshop` kernel, the one that `make setup` puts beside this Python. What runs is a copy
 (target/notebooks/NAME.ipynb), so git stays clean; it is written even when the run fails.
 
 A cell fails the run when it does not compile, panics, has a failing `!command`, takes too long, ends the
@@ -41,6 +41,7 @@ from nbformat import NotebookNode
 from compare import ANSI, difference
 
 ROOT = Path(__file__).resolve().parents[2]
+KERNEL = "iris-workshop"
 SLOW_CELL = 2.0  # seconds; what takes longer gets a line of its own
 HEARTBEAT = 30.0  # seconds without a line, after which one says how long the cell has run
 QUIET = 0.05  # seconds of silence after which a finished cell has nothing more to say
@@ -52,14 +53,14 @@ class Failed(Exception):
 
 
 def kernel_specs() -> KernelSpecManager:
-    """The kernels beside this Python, no others: a `rust` in the home directory lacks the workshop's crates."""
+    """The kernels beside this Python, no others."""
     folder = Path(sys.prefix, "share", "jupyter", "kernels")
     specs = KernelSpecManager(kernel_dirs=[str(folder)], ensure_native_kernel=False)
     try:
-        specs.get_kernel_spec("rust")
+        specs.get_kernel_spec(KERNEL)
         return specs
     except Exception as error:  # not there, not JSON, a wrong type: all are mended in the same way
-        raise Failed(f"no usable kernel `rust` in {folder} ({error}): run `make setup`") from None
+        raise Failed(f"no usable kernel `{KERNEL}` in {folder} ({error}): run `make setup`") from None
 
 
 class Session(NotebookClient):
@@ -68,7 +69,7 @@ class Session(NotebookClient):
     def __init__(self, notebook: NotebookNode, specs: KernelSpecManager, timeout: int, log: Path) -> None:
         """`timeout` is each cell's, in seconds; `log` gets what the kernel says itself (`Compiling …`)."""
         super().__init__(
-            notebook, AsyncKernelManager(kernel_name="rust", kernel_spec_manager=specs), timeout=timeout,
+            notebook, AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=specs), timeout=timeout,
             startup_timeout=600,  # it starts in 5 s, but a loaded laptop may take far longer
             # nbclient would drop what it could not read within 4 s of a cell's end, and say nothing.
             iopub_timeout=timeout, raise_on_iopub_timeout=True,

@@ -3,6 +3,7 @@
     setup.py            all but the function
     setup.py notebooks  only what a notebook needs to start
     setup.py function   all, and the function as the laptop runs it
+    setup.py lambda     all, and the function as AWS runs it, for the processor that ARCH names
 
 Steps run side by side and share the machine's cores through one jobserver. A step is skipped when its inputs have
 not changed since it last succeeded, so that every `make` target can afford to call this first. Only the standard
@@ -22,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,7 +37,8 @@ HERE = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 TARGET = ROOT / "target"
 BUILD = TARGET / "notebook"
-KERNEL = VENV / "share" / "jupyter" / "kernels" / "rust"
+# No other kernel has this name: not the `rust` that many have in their home directory.
+KERNEL = VENV / "share" / "jupyter" / "kernels" / "iris-workshop"
 LIBRARY = BUILD / "deps" / ("libworkshop.dylib" if sys.platform == "darwin" else "libworkshop.so")
 
 RUST = (1, 95)  # what evcxr 0.22.0's crates ask for; Cargo.toml's rust-version says the same
@@ -45,6 +48,7 @@ EVCXR_IDLE = ("ide", "ide_assists", "ide_completion", "ide_diagnostics", "ide_ss
 # Outside the clone, with its version in the name: the next clone finds it and saves minutes.
 CACHED = CACHE / f"evcxr_jupyter-{EVCXR}" / "bin" / "evcxr_jupyter"
 LINK = STAMPS / "evcxr_jupyter"  # to the one that is used
+CARGO_HOME = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
 
 MISSING = {
     "cargo": "Rust is missing. Install it from https://rustup.rs, then open a new terminal.",
@@ -52,14 +56,17 @@ MISSING = {
     "cc": "A C compiler is missing. Debian/Ubuntu: apt install build-essential · Fedora: dnf install gcc · "
     "macOS: xcode-select --install",
     "venv": "Python's venv module is missing. Debian/Ubuntu: apt install python3-venv",
+    "data": "data/iris.csv has Windows' line ends (Git's core.autocrlf, or an editor). Bring back the published ones: "
+    "rm data/*.csv && git checkout data",
 }
 
 
 def rustc_version() -> str:
-    """What rustc says of itself; empty when it does not work (rustup without a toolchain) or is not there."""
+    """What rustc says of itself, or why it does not work (rustup without a toolchain); empty when it is not there."""
     if not shutil.which("rustc"):
         return ""
-    return subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=False)
+    return said.stdout or said.stderr or f"exit code {said.returncode}"
 
 
 def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
@@ -72,8 +79,12 @@ def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
     wrong = ""
     if found and tuple(map(int, found.groups()[1:])) < RUST:
         wrong = f"{MISSING['rust']} (this is {found[1]})"
-    elif not found or not shutil.which("cargo"):
-        wrong = MISSING["rust" if shutil.which("rustc") else "cargo"]
+    elif not rustc or not shutil.which("cargo"):
+        wrong = MISSING["cargo"]
+    elif not found:
+        wrong = f"rustc does not work: {rustc.splitlines()[0]}"
+        if not (os.environ.get("RUSTUP_HOME") or Path.home().is_dir()):
+            wrong += f". HOME={Path.home()} is no folder: rustup keeps Rust there, or where RUSTUP_HOME says"
     yield "Rust", found[1] if found else "none", wrong
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     yield "C compiler", compiler or "none", "" if compiler else MISSING["cc"]
@@ -84,6 +95,17 @@ def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
         yield "venv", "none", MISSING["venv"]
     else:
         yield "venv", "there", ""
+    for setting, place in (("XDG_CACHE_HOME", CACHE), ("CARGO_HOME", CARGO_HOME)):
+        wrong = f"{place} cannot be written, and what is downloaded once is kept there: choose another folder, {setting}=…"
+        yield "home", str(place), "" if writable(place) else wrong
+    crlf = b"\r\n" in (ROOT / "data/iris.csv").read_bytes()
+    yield "data", "Windows' line ends" if crlf else "as published", MISSING["data"] if crlf else ""
+
+
+def writable(place: Path) -> bool:
+    """Whether the folder may be written, or made."""
+    nearest = next(each for each in (place, *place.parents) if each.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def check_tools(rustc: str) -> None:
@@ -111,6 +133,8 @@ def python_tools() -> list[list[str | Path]]:
     # The base executable, because this may be running in that very .venv.
     base = getattr(sys, "_base_executable", sys.executable)
     install = [VENV / "bin/python", "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
+    # Into .venv, whatever a pip.conf says; its mirrors and proxies stay.
+    install += ["--no-user", "--target=", f"--prefix={VENV}", "--root=/"]
     return [[base, "-m", "venv", "--clear", VENV], [*install, "-r", HERE / "requirements.txt"]]
 
 
@@ -129,16 +153,83 @@ def rust_flags() -> list[str]:
     return flags if known.returncode else [*flags, share]
 
 
+def share_cargo_settings() -> None:
+    """Where the Makefile has chosen a CARGO_HOME below target/, as the home directory cannot be written: its mirrors."""
+    for name in ("config.toml", "credentials.toml"):
+        there, here = Path.home() / ".cargo" / name, CARGO_HOME / name
+        if TARGET in here.parents and there.exists() and not here.exists():
+            CARGO_HOME.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(there)
+
+
+@functools.cache
+def cargo_settings() -> dict[str, str]:
+    """What Cargo's own files set, the user's and those above this folder: name → file. Cargo itself is asked."""
+    ask = ["cargo", "-Zunstable-options", "config", "get", "--show-origin"]
+    environment = os.environ | {"RUSTC_BOOTSTRAP": "1"}
+    said = subprocess.run(ask, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stdout
+    return dict(re.findall(r"^(\S.*?) = .* # (/.*)$", said, re.MULTILINE))
+
+
+# What the profiles of ours have where a user's file may say otherwise: Cargo.toml's, or else Cargo's defaults.
+PROFILES = {
+    "notebook": {"panic": "unwind", "lto": "false", "strip": "none", "codegen-units": "256", "incremental": "false",
+                 "opt-level": "0", "debug": "false", "rpath": "false"},
+    "release": {"panic": "unwind", "lto": "fat", "strip": "symbols", "codegen-units": "1", "incremental": "false",
+                "opt-level": "s", "debug": "false", "rpath": "false"},
+}  # fmt: skip
+
+
+def sealed(profile: str) -> dict[str, str]:
+    """An environment in which Cargo builds as we mean it, whatever the user's files say of other builds. (The Makefile
+    keeps the user's environment away.) Raises `SetupError` for what cannot be set back."""
+    found = cargo_settings()
+    for name in ("build.target", "build.rustc"):
+        if name in found:
+            raise SetupError(
+                f"Cargo's {name} is set in {found[name]}, for all projects: this one builds for the machine it runs on. "
+                f"Take the line out, or move it into .cargo/config.toml of the project that needs it"
+            )
+    # Empty: none. Cells, tests and programs must find what the builds before them have made.
+    environment = {"CARGO_TARGET_DIR": str(TARGET), "CARGO_BUILD_BUILD_DIR": str(TARGET)}
+    environment |= {"RUSTC_WRAPPER": "", "RUSTC_WORKSPACE_WRAPPER": "", "CARGO_ENCODED_RUSTFLAGS": ""}
+    for name in found:
+        table, _, key = name.rpartition(".")
+        if table in ("profile.dev", f"profile.{profile}") and (value := PROFILES[profile].get(key)):
+            environment[f"CARGO_PROFILE_{profile}_{key}".upper().replace("-", "_")] = value
+        elif table.startswith("target.") and key == "linker":
+            environment[linker_variable()] = "cc"
+    return environment
+
+
+def linker_variable() -> str:
+    """The name by which the environment chooses this machine's linker, before any file."""
+    triple = re.search(r"^host: (\S+)", rustc_version(), re.MULTILINE)
+    return f"CARGO_TARGET_{triple[1] if triple else 'host'}_LINKER".upper().replace("-", "_")
+
+
 def cargo(*arguments: str) -> list[str | Path]:
-    """A Cargo build for the laptop, into target/, whatever your own settings say. It names all crates even where it
-    builds one: with other crates their dependencies would have other features, and be built once more."""
-    settings = {"CARGO_TARGET_DIR": TARGET, "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(rust_flags()), "RUSTC_BOOTSTRAP": 1}
+    """A Cargo build for the laptop. It names all crates even where it builds one: with other crates their dependencies
+    would have other features, and be built once more."""
+    settings = sealed("notebook") | {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(rust_flags()), "RUSTC_BOOTSTRAP": "1"}
     assignments = [f"{name}={value}" for name, value in settings.items()]
     # The tests build with the same.
-    (STAMPS / "cargo.env").write_text("".join(f"export '{each}'\n" for each in assignments))
+    (STAMPS / "cargo.env").write_text("".join(f"export {shlex.quote(each)}\n" for each in assignments))
     packages = [f"--package={name}" for name in CRATES]
     build = ["build", "--locked", "--profile", "notebook", *packages]
-    return ["env", "-u", "CARGO_BUILD_TARGET", *assignments, "cargo", *build, *arguments]
+    return ["env", *assignments, "cargo", *build, *arguments]
+
+
+def build_for_lambda() -> int:
+    """What is shipped to AWS: built by cargo-lambda for Lambda's own Linux."""
+    intel = os.environ.get("ARCH") == "x86_64"
+    build = ["cargo", "lambda", "build", "--quiet", "--locked", "--release", "--x86-64" if intel else "--arm64"]
+    # cargo-lambda's own choice, which would come after the user's flags.
+    processor = f"-Ctarget-cpu={'haswell' if intel else 'neoverse-n1'}"
+    environment = os.environ | sealed("release") | {"CARGO_ENCODED_RUSTFLAGS": processor}
+    return subprocess.run(
+        [*build, "--package", "iris_fn", "--bin", "bootstrap"], cwd=ROOT, env=environment, check=False
+    ).returncode
 
 
 def install_kernel() -> None:
@@ -147,8 +238,7 @@ def install_kernel() -> None:
     if shutil.which("rustup"):
         subprocess.run(["rustup", "component", "add", "rust-src"], stdin=subprocess.DEVNULL, check=False)
     named = os.environ.get("EVCXR")
-    cargo_home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
-    places = [named] if named else [CACHED, shutil.which("evcxr_jupyter"), cargo_home / "bin/evcxr_jupyter"]
+    places = [named] if named else [CACHED, shutil.which("evcxr_jupyter"), CARGO_HOME / "bin/evcxr_jupyter"]
     for place in filter(None, places):
         found = EVCXR if place == CACHED and CACHED.exists() else kernel_version(place)
         if found == EVCXR:
@@ -166,9 +256,10 @@ def install_kernel() -> None:
         # In target/, so that a build that was stopped goes on where it was.
         install = ["install", "evcxr_jupyter", "--version", EVCXR, "--locked", "--root", str(root)]
         install += [f"--config=profile.release.package.ra_ap_{part}.opt-level=0" for part in EVCXR_IDLE]
-        build = subprocess.run(
-            ["cargo", *install], env=os.environ | {"CARGO_TARGET_DIR": str(TARGET / "evcxr")}, check=False
-        )
+        folder = str(TARGET / "evcxr")
+        places = {"CARGO_TARGET_DIR": folder, "CARGO_BUILD_BUILD_DIR": folder}
+        environment = {**os.environ, **sealed("notebook"), **places}
+        build = subprocess.run(["cargo", *install], env=environment, check=False)
         if build.returncode:
             sys.exit(build.returncode)
         shutil.rmtree(TARGET / "evcxr", ignore_errors=True)
@@ -248,10 +339,21 @@ def standard_library() -> Path:
     return links
 
 
+def manners() -> None:
+    """What cell.c says of input and interrupts, for `make kernel` to load before evcxr. Where it cannot be compiled or
+    loaded (macOS, a path with a space), a cell that reads input waits, and an interrupted one says SIGKILL."""
+    library = STAMPS / "cell.so"
+    library.unlink(missing_ok=True)
+    if sys.platform == "linux" and not re.search(r"[\s:]", str(library)):
+        compile_it = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, HERE / "cell.c"]
+        subprocess.run(compile_it, check=False, stderr=subprocess.DEVNULL)
+
+
 def configure_jupyter() -> None:
-    """A Jupyter kernel named `rust`, in .venv, whose cells see the library as the crate `workshop`; and
-    JupyterLab's own settings."""
+    """A Jupyter kernel in .venv whose cells see the library as the crate `workshop`; and JupyterLab's own settings."""
+    shutil.rmtree(KERNEL.with_name("rust"), ignore_errors=True)  # its name until November 2026
     KERNEL.mkdir(parents=True, exist_ok=True)
+    manners()
     folder = LIBRARY.parent
     linked = library_to_link()
     flags = [
@@ -273,6 +375,10 @@ def configure_jupyter() -> None:
         ":linker system",
         f":build_env CARGO_ENCODED_RUSTFLAGS={chr(31).join(flags)}",
         ":build_env RUSTC_BOOTSTRAP=1",
+        # Whatever the user's Cargo files say of other builds.
+        ":build_env RUSTC_WORKSPACE_WRAPPER=",
+        f":build_env {linker_variable()}=cc",
+        *(f":build_env CARGO_PROFILE_DEV_{key}" for key in ("PANIC=unwind", "LTO=false", "STRIP=debuginfo", "DEBUG=false")),
         f':dep tokio = {{ path = "{HERE / "tokio"}" }}',
     ]
     (KERNEL / "evcxr.toml").write_text("\n".join([*early, ""]))
@@ -280,7 +386,7 @@ def configure_jupyter() -> None:
     spec = {
         # Through make, so that a kernel has the same settings as every other target (see `kernel` there).
         "argv": ["make", "-s", "-C", str(ROOT), "kernel", "CONNECTION_FILE={connection_file}"],
-        "display_name": "Rust",
+        "display_name": "Rust (iris-workshop)",
         "language": "rust",
         # evcxr listens for interrupts as messages; a signal would stop it for good.
         "interrupt_mode": "message",
@@ -326,7 +432,7 @@ def steps(rustc: str) -> list[Step]:
         ),
         Step(
             "kernel and JupyterLab settings",
-            digest(HERE / "setup.py", HERE / "jupyter_server_config.py", str(ROOT), rustc, library),
+            digest(HERE / "setup.py", HERE / "cell.c", HERE / "jupyter_server_config.py", str(ROOT), rustc, library),
             KERNEL / "kernel.json",
             list,
             after=("Python tools", "Rust kernel", "notebook library"),
@@ -368,8 +474,14 @@ def main(arguments: list[str]) -> int:
             # Two at once: the second waits, and then finds everything done.
             fcntl.flock(lock, fcntl.LOCK_EX)
             # In their order: tools, library, kernel and settings; programs; function.
-            count = {"notebooks": 4, "function": 6}.get(arguments[0] if arguments else "", 5)
-            Run(steps(rustc)[:count]).go()
+            count = {"notebooks": 4, "function": 6, "lambda": 5}.get(arguments[0] if arguments else "", 5)
+            run = Run(steps(rustc)[:count])
+            if run.waiting:
+                share_cargo_settings()
+                sealed("notebook")  # refused before anything is installed
+            run.go()
+            if arguments == ["lambda"]:
+                return build_for_lambda()
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 the outputs that are committed, up to what varies from run to run."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_situations import HOSTILE
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two files use it, perhaps side by side.
 WORK = ROOT / "target" / "test-notebooks" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 # The fifth waits six minutes for containers to grow cold.
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb" if os.environ.get("FULL") else "0[0-4]*.ipynb"))
+# Who is called, by strace: `connect(3, {sa_family=AF_INET, sin_port=htons(53), sin_addr=inet_addr("1.1.1.1")}, 16) = 0`.
+CALLED = re.compile(r'connect\(.*?sa_family=AF_INET6?,.*?"([^"]+)"')
 
 
 def free_port() -> int:
@@ -24,11 +28,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture
-def cloud() -> Iterator[dict[str, str]]:
-    """The environment of an empty local cloud that lives as long as the test."""
+def settings() -> dict[str, str]:
+    """The environment of an empty local cloud."""
     shutil.rmtree(WORK, ignore_errors=True)
-    settings = {
+    ours = {
         "TARGET": "local",
         "STACK": "iris",
         "DEVICE": "headless",
@@ -38,14 +41,30 @@ def cloud() -> Iterator[dict[str, str]]:
     }
     # What `make test` was called with is not for the makes below it.
     makes = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-    env = {k: v for k, v in os.environ.items() if k not in makes} | settings
+    return {k: v for k, v in os.environ.items() if k not in makes} | ours
+
+
+@pytest.fixture
+def cloud() -> Iterator[dict[str, str]]:
+    """The same, of one that lives as long as the test."""
+    env = settings()
     subprocess.run(["make", "local"], cwd=ROOT, env=env, check=True, timeout=120)
     yield env
     subprocess.run(["make", "stop"], cwd=ROOT, env=env, check=True, timeout=120)
 
 
-def test_every_committed_output_is_what_the_cell_gives_today(cloud: dict[str, str]) -> None:
-    command = [".venv/bin/python", "notebooks/kernel/run.py", "--check", "--out", str(WORK), *map(str, NOTEBOOKS)]
+def test_every_committed_output_is_what_the_cell_gives_today_and_nobody_else_is_called() -> None:
+    """On a machine whose AWS settings all lead elsewhere. Where strace is, it says who was called."""
+    run = [".venv/bin/python", "notebooks/kernel/run.py", "--check", "--out", str(WORK), *map(str, NOTEBOOKS)]
     assert NOTEBOOKS, "no notebooks found"
-    if subprocess.run(command, cwd=ROOT, env=cloud, timeout=1800).returncode:
+    script = 'make local && { "$@"; code=$?; make stop; exit $code; }'
+    command, calls = ["sh", "-c", script, "sh", *run], WORK.with_suffix(".strace")
+    calls.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.which("strace"):
+        command = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect", "-o", str(calls), *command]
+    done = subprocess.run(command, cwd=ROOT, env=settings() | HOSTILE, timeout=1800)
+    if done.returncode:
         pytest.fail("a notebook failed or is stale; what it printed above says which cell", pytrace=False)
+    if command[0] == "strace":
+        called = CALLED.findall(calls.read_text(errors="replace"))
+        assert len(called) > 100 and {*called} <= {"127.0.0.1", "::1"}, {*called}

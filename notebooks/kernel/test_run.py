@@ -135,9 +135,9 @@ class Workbench:
         return path
 
     def stand_in(self, *argv: str) -> None:
-        """From now on, run.py's Python is in a .venv whose `rust` kernel is the command `argv`."""
+        """From now on, run.py's Python is in a .venv whose kernel is the command `argv`."""
         self.prefix = self.folder / "venv"
-        spec = self.prefix / "share/jupyter/kernels/rust/kernel.json"
+        spec = self.prefix / "share/jupyter/kernels/iris-workshop/kernel.json"
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps({"argv": argv, "display_name": "Rust", "language": "rust"}))
         for part in ("bin", "lib", "pyvenv.cfg"):
@@ -308,4 +308,4 @@ def test_what_cannot_be_run_is_one_sentence(bench: Workbench) -> None:
     for damage in (lambda: spec.write_text("{"), spec.unlink):
         damage()
         code, _, err = bench.run(good)
-        assert code == 2 and err.startswith("no usable kernel `rust` in ") and err.endswith("run `make setup`\n")
+        assert code == 2 and err.startswith("no usable kernel `iris-workshop` in ") and err.endswith("run `make setup`\n")

@@ -21,6 +21,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "LINK", tmp_path / "evcxr_jupyter")
     monkeypatch.setattr(setup, "TARGET", tmp_path / "target")
     monkeypatch.setattr(setup, "CACHED", tmp_path / "cache/evcxr/bin/evcxr_jupyter")
+    monkeypatch.setattr(setup, "CARGO_HOME", tmp_path / "cargo")
     monkeypatch.setenv("CARGO_HOME", str(tmp_path / "cargo"))
     others = [folder for folder in os.environ["PATH"].split(":") if not Path(folder, "evcxr_jupyter").exists()]
     monkeypatch.setenv("PATH", ":".join([str(tmp_path / "bin"), *others]))
@@ -167,7 +168,7 @@ def test_a_signal_ends_what_runs_and_says_how_to_go_on(tmp_path, number):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).symlink_to(setup.ROOT / name)
     program(tmp_path / "bin/rustc", "echo release: 1.95.0")
-    program(tmp_path / "bin/cargo", f"echo $$ >> {tmp_path}/pids; exec sleep 60")
+    program(tmp_path / "bin/cargo", f'case "$1" in -Z*) exit;; esac; echo $$ >> {tmp_path}/pids; exec sleep 60')
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(
         [sys.executable, clone / "notebooks/kernel/setup.py"], env=environment, stdout=subprocess.PIPE,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use client::{AskError, Client, Link, Reply};
@@ -47,7 +47,12 @@ pub struct Asking {
     pub on: watch::Sender<bool>,
     /// Becomes true when it is over: open questions end, and the pages hear no more.
     pub over: watch::Sender<bool>,
+    /// The stack was deleted, and this device with it.
+    pub gone: AtomicBool,
 }
+
+/// What the terminal and the pages say of that.
+pub const GONE: &str = "The stack is gone: `make destroy` deleted it, and this page's device. `make deploy`, then `make live` again";
 
 impl Asking {
     /// Ready to ask; the run is on.
@@ -67,6 +72,7 @@ impl Asking {
             status: watch::Sender::new("{}".into()),
             on: watch::Sender::new(true),
             over: watch::Sender::new(false),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -180,6 +186,7 @@ impl Asking {
 
     pub fn status_text(&self, per_second: f64) -> Arc<str> {
         let (state, reason) = match &*self.client.link().borrow() {
+            _ if self.gone.load(Ordering::Relaxed) => ("gone", Some(GONE.to_owned())),
             Link::Up { .. } => ("up", None),
             Link::Down { reason, .. } => ("down", Some(reason.clone())),
             Link::Closed => ("closed", None),

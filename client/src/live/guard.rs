@@ -1,8 +1,9 @@
-//! Who is let in: what stands between the page and the rest of the web, or the room.
+//! Who is let in: what stands between the page and the rest of the web, the machine's other users, or the room.
 //!
-//! A server on loopback is reached by every page that the browser has open. So a request must name us as a
-//! host that no stranger's DNS can point at us (DNS rebinding), and one that changes something must come from
-//! our own page: its `Origin` is ours, and its content type is one that a foreign form cannot send.
+//! A server on loopback is reached by every page that the browser has open, by everybody on this machine, and by whoever
+//! is behind a port forward. So a request must name us as a host that no stranger's DNS can point at us (DNS rebinding)
+//! and show a token: the owner's, who started this, or the room's. What costs a question must come from our own page: a
+//! browser says so in `Sec-Fetch-Site` and `Origin`, and a foreign form cannot send JSON.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use thiserror::Error;
 
-/// The cookie that stands for the token once a browser has shown it.
-const COOKIE: &str = "live_token";
+/// What anybody may load who has a token, from wherever it was clicked on; all else costs questions.
+const FREE: [&str; 4] = ["/", "/page.css", "/page.js", "/icon.svg"];
 
 /// On every answer. The policy lets the page load its own files and talk to its own server, and nothing else.
 const HEADERS: [(HeaderName, HeaderValue); 6] = [
@@ -60,7 +61,7 @@ pub enum Refusal {
     /// A form of another page could send this.
     #[error("a question is JSON: `Content-Type: application/json`")]
     NotJson,
-    /// In the room, and without the token.
+    /// Without a token.
     #[error("open the address with its token, as `make live` printed it")]
     Token,
     /// Not what is asked for here.
@@ -82,8 +83,8 @@ pub enum Refusal {
     #[error("{0} pages are listening already")]
     TooManyPages(usize),
     /// Somebody in the room wants to stop what everybody sees.
-    #[error("the run is started and paused at the machine that it runs on")]
-    NotAtTheMachine,
+    #[error("the run is started and paused by who started this page")]
+    NotTheOwner,
 }
 
 impl Refusal {
@@ -99,14 +100,14 @@ impl Refusal {
             Self::NoRegions(_) => "no_regions",
             Self::Busy { .. } => "busy",
             Self::TooManyPages(_) => "too_many_pages",
-            Self::NotAtTheMachine => "not_at_the_machine",
+            Self::NotTheOwner => "not_the_owner",
         }
     }
 
     fn status(&self) -> StatusCode {
         match self {
             Self::Host(_) => StatusCode::MISDIRECTED_REQUEST,
-            Self::Origin(_) | Self::Token | Self::NotAtTheMachine => StatusCode::FORBIDDEN,
+            Self::Origin(_) | Self::Token | Self::NotTheOwner => StatusCode::FORBIDDEN,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Malformed(_) | Self::Row(_) => StatusCode::BAD_REQUEST,
             Self::NoRegions(_) => StatusCode::BAD_GATEWAY,
@@ -124,43 +125,56 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// Whose token a request showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// Who started this.
+    Owner,
+    /// Somebody in the room.
+    Guest,
+}
+
 /// Who may come in.
 pub struct Guard {
-    /// What a browser from the room has to show; `None` on loopback.
-    token: Option<String>,
+    owner: String,
+    /// What a browser from the room has to show; `None` where nobody else is let in.
+    room: Option<String>,
+    /// The cookie that stands for the token once a browser has shown it. A browser sends a host's cookies to all of its
+    /// ports, so that two servers need two.
+    cookie: String,
 }
 
 impl Guard {
-    /// This machine only.
-    pub fn loopback() -> Self {
-        Self { token: None }
-    }
-
-    /// Whoever has a token, which is made here.
+    /// For the server on this port; the tokens are made here.
     ///
     /// # Errors
     /// When the operating system has no randomness.
-    pub fn room() -> Result<Self, getrandom::Error> {
-        let mut secret = [0; 16];
-        getrandom::fill(&mut secret)?;
-        let token = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { token: Some(token) })
+    pub fn new(port: u16, open_to_room: bool) -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            owner: token()?,
+            room: open_to_room.then(token).transpose()?,
+            cookie: format!("live_token_{port}"),
+        })
     }
 
-    /// Whether a token is needed.
-    pub fn is_room(&self) -> bool {
-        self.token.is_some()
+    /// What follows the `/` of the owner's address.
+    pub fn owners_query(&self) -> String {
+        format!("?token={}", self.owner)
     }
 
-    /// What follows the `/` of the address.
-    pub fn query(&self) -> String {
-        self.token
-            .as_ref()
-            .map_or_else(String::new, |token| format!("?token={token}"))
+    /// What follows the `/` of the room's address, if it is let in.
+    pub fn rooms_query(&self) -> Option<String> {
+        let room = self.room.as_ref()?;
+        Some(format!("?token={room}"))
     }
 
-    /// Look at a request; `Ok(true)` when it shows the token in its address and wants the cookie for it.
-    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<bool, Refusal> {
+    /// Look at a request: whose token it shows, and that token where a cookie for it is wanted.
+    fn check(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<(Caller, Option<&str>), Refusal> {
         let text = |name: HeaderName| {
             headers
                 .get(name)
@@ -171,31 +185,42 @@ impl Guard {
         if !self.is_ours(host) {
             return Err(Refusal::Host(host.to_owned()));
         }
-        if method == Method::POST {
-            let origin = text(header::ORIGIN);
-            if origin != format!("http://{host}") {
-                return Err(Refusal::Origin(origin.to_owned()));
-            }
+        let (origin, posts) = (text(header::ORIGIN), method == Method::POST);
+        // A page's own GET has no origin. Old browsers, and all at an address of the room, do not say which site.
+        let is_foreign = origin != format!("http://{host}") && (posts || !origin.is_empty());
+        let site = text(HeaderName::from_static("sec-fetch-site"));
+        if !FREE.contains(&uri.path()) && (is_foreign || !matches!(site, "" | "same-origin")) {
+            return Err(Refusal::Origin(format!("{origin} ({site})")));
+        }
+        if posts {
             let media_type = text(header::CONTENT_TYPE).split(';').next();
             if media_type.map(str::trim) != Some("application/json") {
                 return Err(Refusal::NotJson);
             }
         }
-        let Some(token) = &self.token else {
-            return Ok(false);
-        };
-        let shown = |text: &str, separator, name| {
+        let shown = |text: &str, separator, name: &str| {
             text.split(separator)
                 .filter_map(|pair| pair.trim().split_once('='))
-                .any(|(key, value)| key == name && same(value, token))
+                .filter(|(key, _)| *key == name)
+                .find_map(|(_, value)| self.whose(value))
         };
-        if shown(text(header::COOKIE), ';', COOKIE) {
-            return Ok(false);
+        // An address first: the owner may open the room's.
+        if let Some((caller, token)) = shown(uri.query().unwrap_or_default(), '&', "token") {
+            return Ok((caller, Some(token)));
         }
-        if shown(uri.query().unwrap_or_default(), '&', "token") {
-            return Ok(true);
-        }
-        Err(Refusal::Token)
+        let by_cookie = shown(text(header::COOKIE), ';', &self.cookie);
+        let (caller, _) = by_cookie.ok_or(Refusal::Token)?;
+        Ok((caller, None))
+    }
+
+    /// Whose token this is, if anybody's.
+    fn whose(&self, shown: &str) -> Option<(Caller, &str)> {
+        let room = self.room.as_deref().map(|room| (Caller::Guest, room));
+        let known = [Some((Caller::Owner, self.owner.as_str())), room];
+        known
+            .into_iter()
+            .flatten()
+            .find(|(_, token)| same(shown, token))
     }
 
     /// An address literal cannot be pointed elsewhere by DNS, and a browser never asks DNS for `localhost`.
@@ -205,10 +230,16 @@ impl Guard {
         };
         let name = authority.host().trim_matches(['[', ']']);
         match name.parse::<IpAddr>() {
-            Ok(address) => self.is_room() || address.is_loopback(),
+            Ok(address) => self.room.is_some() || address.is_loopback(),
             Err(_) => name == "localhost",
         }
     }
+}
+
+fn token() -> Result<String, getrandom::Error> {
+    let mut secret = [0; 16];
+    getrandom::fill(&mut secret)?;
+    Ok(secret.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Whether both are the same, in a time that does not tell how far they are.
@@ -220,16 +251,22 @@ fn same(a: &str, b: &str) -> bool {
             == 0
 }
 
-/// In front of every route.
-pub async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let mut response = match guard.check(request.method(), request.uri(), request.headers()) {
+/// In front of every route, which finds the [`Caller`] in the request.
+pub async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let checked = guard.check(request.method(), request.uri(), request.headers());
+    let mut response = match checked {
         Err(refusal) => refusal.into_response(),
-        Ok(wants_cookie) => {
+        Ok((caller, wants_cookie)) => {
+            request.extensions_mut().insert(caller);
             let mut response = next.run(request).await;
-            if let (true, Some(token)) = (wants_cookie, &guard.token)
-                && let Ok(cookie) =
-                    format!("{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/").parse()
-            {
+            let cookie = wants_cookie.and_then(|token| {
+                let cookie = format!(
+                    "{}={token}; HttpOnly; SameSite=Strict; Path=/",
+                    guard.cookie
+                );
+                cookie.parse().ok()
+            });
+            if let Some(cookie) = cookie {
                 response.headers_mut().insert(header::SET_COOKIE, cookie);
             }
             response
@@ -243,37 +280,43 @@ pub async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next
 mod tests {
     use super::*;
 
-    fn get(guard: &Guard, host: &str, uri: &str, cookie: &str) -> Result<bool, Refusal> {
-        let headers = headers(&[("host", host), ("cookie", cookie)]);
-        guard.check(&Method::GET, &uri.parse().unwrap(), &headers)
+    const HERE: &str = "127.0.0.1:8890";
+
+    fn guard(open_to_room: bool) -> Guard {
+        Guard::new(8890, open_to_room).unwrap()
     }
 
-    fn post(host: &str, origin: &str, content_type: &str) -> Result<bool, Refusal> {
-        let headers = headers(&[
-            ("host", host),
-            ("origin", origin),
-            ("content-type", content_type),
-        ]);
-        Guard::loopback().check(&Method::POST, &Uri::from_static("/ask"), &headers)
-    }
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let given = pairs.iter().filter(|(_, value)| !value.is_empty());
-        given
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
-            .collect()
+    /// A request as our own page sends it, but for `changes` of its headers; an empty one is left out.
+    fn ask(
+        guard: &Guard,
+        method: Method,
+        uri: &str,
+        changes: &[(&'static str, &str)],
+    ) -> Result<(Caller, bool), Refusal> {
+        let cookie = format!("a=b; live_token_8890={}", guard.owner);
+        let mut all = vec![("host", HERE), ("cookie", cookie.as_str())];
+        if method == Method::POST {
+            all.push(("origin", "http://127.0.0.1:8890"));
+            all.push(("content-type", "application/json"));
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in all.iter().chain(changes) {
+            headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        headers = headers
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .filter_map(|(name, value)| Some((name?, value)))
+            .collect();
+        let checked = guard.check(&method, &uri.parse().unwrap(), &headers);
+        checked.map(|(caller, wants_cookie)| (caller, wants_cookie.is_some()))
     }
 
     #[test]
     fn on_loopback_only_names_of_this_machine_are_answered() {
-        let guard = Guard::loopback();
-        for ours in [
-            "127.0.0.1:8890",
-            "localhost:8890",
-            "localhost",
-            "[::1]:8890",
-        ] {
-            assert!(get(&guard, ours, "/", "").is_ok(), "{ours}");
+        for ours in [HERE, "localhost:8890", "localhost", "[::1]:8890"] {
+            let asked = ask(&guard(false), Method::GET, "/", &[("host", ours)]);
+            assert!(asked.is_ok(), "{ours}");
         }
         for foreign in [
             "",
@@ -283,78 +326,110 @@ mod tests {
             "evil@",
             "192.168.1.5:8890",
         ] {
-            assert!(
-                matches!(get(&guard, foreign, "/", ""), Err(Refusal::Host(_))),
-                "{foreign}"
-            );
+            let asked = ask(&guard(false), Method::GET, "/", &[("host", foreign)]);
+            assert!(matches!(asked, Err(Refusal::Host(_))), "{foreign}");
         }
     }
 
     #[test]
     fn only_our_own_page_may_post() {
-        let (ours, json) = ("http://127.0.0.1:1", "application/json");
-        assert!(post("127.0.0.1:1", ours, json).is_ok());
-        assert!(post("127.0.0.1:1", ours, "application/json; charset=utf-8").is_ok());
-        for foreign in [
-            "",
-            "null",
-            "http://evil.example",
-            "http://127.0.0.1:2",
-            "https://127.0.0.1:1",
-            "http://localhost:1",
+        let post =
+            |changes: &[(&'static str, &str)]| ask(&guard(false), Method::POST, "/ask", changes);
+        for ours in [
+            ("content-type", "application/json"),
+            ("content-type", "application/json; charset=utf-8"),
+            ("sec-fetch-site", "same-origin"),
         ] {
-            assert!(
-                matches!(post("127.0.0.1:1", foreign, json), Err(Refusal::Origin(_))),
-                "{foreign}"
-            );
+            assert!(post(&[ours]).is_ok(), "{ours:?}");
+        }
+        for foreign in [
+            ("origin", ""),
+            ("origin", "null"),
+            ("origin", "http://evil.example"),
+            ("origin", "http://127.0.0.1:2"),
+            ("origin", "https://127.0.0.1:8890"),
+            ("origin", "http://localhost:8890"),
+            ("sec-fetch-site", "same-site"),
+            ("sec-fetch-site", "cross-site"),
+        ] {
+            let asked = post(&[foreign]);
+            assert!(matches!(asked, Err(Refusal::Origin(_))), "{foreign:?}");
         }
         for form in ["", "text/plain", "application/x-www-form-urlencoded"] {
-            assert!(
-                matches!(post("127.0.0.1:1", ours, form), Err(Refusal::NotJson)),
-                "{form}"
-            );
+            let asked = post(&[("content-type", form)]);
+            assert!(matches!(asked, Err(Refusal::NotJson)), "{form}");
         }
     }
 
+    /// A browser sends our cookie along to another port of the same host, too.
     #[test]
-    fn the_room_needs_the_token_in_the_address_or_in_the_cookie() {
-        let guard = Guard::room().unwrap();
-        let token = guard.token.clone().unwrap();
-        let host = "192.168.1.5:8890";
-        assert!(matches!(
-            get(&guard, host, &format!("/?token={token}"), ""),
-            Ok(true)
-        ));
-        assert!(matches!(
-            get(&guard, host, "/events", &format!("a=b; {COOKIE}={token}")),
-            Ok(false)
-        ));
-        let wrong = token.replace(|_| true, "0");
+    fn only_our_own_page_may_listen_but_a_link_may_lead_to_it() {
+        let get = |uri: &str, changes: &[(&'static str, &str)]| {
+            ask(&guard(false), Method::GET, uri, changes)
+        };
+        for foreign in [
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+            ("sec-fetch-site", "none"),
+            ("origin", "http://127.0.0.1:2"),
+            ("origin", "null"),
+        ] {
+            for costs in ["/events", "/anything/else"] {
+                let asked = get(costs, &[foreign]);
+                assert!(
+                    matches!(asked, Err(Refusal::Origin(_))),
+                    "{costs} {foreign:?}"
+                );
+            }
+            assert!(get("/", &[foreign]).is_ok(), "{foreign:?}");
+        }
+        assert!(get("/events", &[("sec-fetch-site", "same-origin")]).is_ok());
+        assert!(get("/events", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_token_is_shown_in_the_address_or_in_the_cookie_of_this_port() {
+        let guard = guard(true);
+        let (owner, room) = (guard.owner.clone(), guard.room.clone().unwrap());
+        let get = |uri: &str, cookie: &str| {
+            let changes = [("host", "192.168.1.5:8890"), ("cookie", cookie)];
+            ask(&guard, Method::GET, uri, &changes)
+        };
+        for (token, caller) in [(&owner, Caller::Owner), (&room, Caller::Guest)] {
+            let (uri, cookie) = (
+                format!("/?token={token}"),
+                format!("live_token_8890={token}"),
+            );
+            assert_eq!(get(&uri, "").unwrap(), (caller, true));
+            assert_eq!(
+                get("/events", &format!("a=b; {cookie}")).unwrap(),
+                (caller, false)
+            );
+        }
+        let wrong = "0".repeat(32);
         for (uri, cookie) in [
             ("/", String::new()),
             ("/?token=", String::new()),
             ("/?token=0", String::new()),
             (&format!("/?token={wrong}"), String::new()),
-            (&format!("/?other={token}"), String::new()),
-            ("/", format!("{COOKIE}={wrong}")),
-            ("/", format!("other={token}")),
+            (&format!("/?other={room}"), String::new()),
+            ("/", format!("live_token_8890={wrong}")),
+            ("/", format!("live_token_8891={room}")),
         ] {
-            assert!(
-                matches!(get(&guard, host, uri, &cookie), Err(Refusal::Token)),
-                "{uri} {cookie}"
-            );
+            let asked = get(uri, &cookie);
+            assert!(matches!(asked, Err(Refusal::Token)), "{uri} {cookie}");
         }
-        let by_name = get(&guard, "evil.example", &format!("/?token={token}"), "");
-        assert!(matches!(by_name, Err(Refusal::Host(_))));
     }
 
     #[test]
-    fn no_two_rooms_share_a_token() {
-        let tokens = [
-            Guard::room().unwrap().query(),
-            Guard::room().unwrap().query(),
-        ];
-        assert_ne!(tokens[0], tokens[1]);
-        assert_eq!(tokens[0].len(), "?token=".len() + 32);
+    fn nobody_is_let_in_by_a_token_of_another_server() {
+        let (ours, theirs) = (guard(true), guard(true));
+        assert_eq!(ours.owner.len(), 32);
+        for query in [theirs.owners_query(), theirs.rooms_query().unwrap()] {
+            let asked = ask(&ours, Method::GET, &format!("/{query}"), &[("cookie", "")]);
+            assert!(matches!(asked, Err(Refusal::Token)));
+        }
+        assert_ne!(Some(&ours.owner), ours.room.as_ref());
+        assert_eq!(guard(false).rooms_query(), None);
     }
 }

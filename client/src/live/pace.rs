@@ -1,13 +1,15 @@
 //! What goes on beside the pages: the run at its rate, the status once a second, and which model answers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
-use super::asking::{Asking, RUN_OPEN};
+use super::asking::{Asking, GONE, RUN_OPEN};
 use super::regions;
 use super::rows::Run;
 
@@ -15,7 +17,7 @@ use super::rows::Run;
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// How often it is looked whether somebody looks.
 const NOBODY: Duration = Duration::from_millis(100);
-/// Between two looks at which model answers.
+/// Between two looks at which model answers, and at whether the device is still there.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Have the model described anew when another one seems to answer.
@@ -39,6 +41,20 @@ pub async fn keep(asking: Arc<Asking>) {
         }
         sleep(PATIENCE).await;
     }
+}
+
+/// Notice when the device's folder is deleted, as `make destroy` does. The connection may outlive its stack, and nobody
+/// answers on it.
+pub async fn notice(asking: Arc<Asking>, folder: PathBuf) {
+    let mut missed = 0;
+    // Twice: `make device` may be about to write it anew.
+    while missed < 2 {
+        sleep(PATIENCE).await;
+        missed = if folder.exists() { 0 } else { missed + 1 };
+    }
+    eprintln!("{GONE}.");
+    asking.gone.store(true, Ordering::Relaxed);
+    asking.on.send_replace(false);
 }
 
 /// Ask about the rows, round and round and each time in another order, while the run is on and somebody looks: a

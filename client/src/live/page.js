@@ -331,7 +331,7 @@ let running = true;
 
 on("about", (next) => {
   $("run").disabled = !next.may_pause;
-  $("run").title = next.may_pause ? "" : "The run is paused at the machine that it runs on";
+  $("run").title = next.may_pause ? "" : "The run is paused by who started this page";
   // After a reconnection, or with a model of the same shape, the sliders stay where they are.
   const kind = ({ target, features, classes }) => JSON.stringify([target, classes, features]);
   const same = kind(about) === kind(next);
@@ -414,7 +414,7 @@ on("answers", ({ of, answers }) => {
 });
 
 on("status", (status) => {
-  linked(status.link, { up: "Connected", down: `No connection: ${status.reason}`, closed: "Closed" }[status.link]);
+  linked(status.link, { up: "Connected", down: `No connection: ${status.reason}`, closed: "Closed", gone: status.reason }[status.link]);
   for (const [name, count] of Object.entries(status.counters)) {
     if ($(name)) $(name).textContent = count.toLocaleString("en");
   }

@@ -1,14 +1,13 @@
 //! The model that answers, and the rows of the run.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use client::Description;
+use client::table::{Label, Table};
 use iris_fn::Feature;
-use iris_fn::table::{Table, TableError};
 
 use super::guard::Refusal;
 use crate::load::any_row;
@@ -93,19 +92,18 @@ impl Run {
 
 /// The rows of a CSV that fits the model.
 fn read(path: &Path, model: &Description) -> Result<Vec<(Vec<f64>, Option<String>)>> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let table = Table::open(BufReader::new(file), &model.features, &model.target)
-        .with_context(|| format!("{} does not fit", path.display()))?;
-    let rows = table.rows().take(OF_A_FILE).map(|row| {
-        let row = row?;
-        Ok((
-            row.values,
-            row.label.filter(|label| model.classes.contains(label)),
-        ))
-    });
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let table =
+        Table::read(&bytes, model).with_context(|| format!("{} does not fit", path.display()))?;
+    let class = |label| match label {
+        Label::Class(class) => Some(class),
+        Label::Other(_) => None,
+    };
+    // A row that cannot be asked about is left out.
+    let rows = table.rows.into_iter().flatten().take(OF_A_FILE);
     let rows: Vec<_> = rows
-        .collect::<Result<_, TableError>>()
-        .with_context(|| format!("cannot read {}", path.display()))?;
+        .map(|row| (row.values, row.label.and_then(class)))
+        .collect();
     ensure!(!rows.is_empty(), "{} has no rows", path.display());
     Ok(rows)
 }

@@ -89,17 +89,40 @@ def shut(pair):
 
 
 class Gateway:
-    """What the function takes for the cloud. It passes calls on, but for the paths that a case has closed."""
+    """What the function takes for the cloud. It passes calls on, but for the paths that a case has closed, and may send
+    the body of an answer slowly, or leave calls on old connections without one."""
 
     def __init__(self, to):
         self._closed, self.refused = {}, Counter()
+        self.slow, self.old_before = None, 0  # the path whose answers crawl; when a connection that is dead was made
+        self.crawled, self.unheard, self.answers = 0, 0, Counter()
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self):
+                super().setup()
+                self.made = time.monotonic()
+
+            def crawl(self, data):
+                """A byte now and then: the connection is alive, and nobody can wait for the end."""
+                gateway.crawled += 1
+                try:
+                    for n in range(len(data)):
+                        self.wfile.write(data[n : n + 1])
+                        self.wfile.flush()
+                        time.sleep(0.2)
+                except OSError:  # whoever asked has hung up
+                    self.close_connection = True
+
             def pass_on(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.made < gateway.old_before:
+                    gateway.unheard += 1
+                    self.rfile.read(1)  # until the function hangs up
+                    self.close_connection = True
+                    return
                 for prefix, silence in list(gateway._closed.items()):
                     if unquote(self.path).startswith(prefix):
                         gateway.refused[prefix] += 1
@@ -122,7 +145,11 @@ class Gateway:
                         self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                gateway.answers[self.path.partition("?")[0], reply.status] += 1
+                if data and gateway.slow and self.path.startswith(gateway.slow):
+                    self.crawl(data)
+                else:
+                    self.wfile.write(data)
 
             do_GET = do_PUT = do_POST = do_HEAD = pass_on
 
@@ -146,6 +173,19 @@ class Gateway:
 
     def reopen(self, prefix):
         del self._closed[prefix]
+
+    def forget(self):
+        """Answer nothing any more on the connections that there are, and do not close them either."""
+        self.unheard, self.old_before = 0, time.monotonic()
+
+    @contextmanager
+    def crawling(self, prefix):
+        self.crawled, self.slow = 0, prefix
+        try:
+            yield
+        finally:
+            self.slow = None
+        assert self.crawled, f"the function never called {prefix}"
 
     @contextmanager
     def closed(self, prefix, silence=0):

@@ -23,19 +23,22 @@ impl S3Store {
 
 impl ModelStore for S3Store {
     async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
-        let bucket = self.bucket.as_str();
-        let read = |source| StoreError::Read {
-            name: format!("s3://{bucket}/{CURRENT_KEY}"),
-            source,
-        };
+        let name = format!("s3://{}/{CURRENT_KEY}", self.bucket);
         let started = Instant::now();
-        let get = self.client.get_object().bucket(bucket).key(CURRENT_KEY);
-        let object = match get.set_if_none_match(known.map(str::to_owned)).send().await {
+        let get = self.client.get_object().bucket(&self.bucket);
+        let get = get
+            .key(CURRENT_KEY)
+            .set_if_none_match(known.map(str::to_owned));
+        let object = match get.send().await {
+            Ok(object) => object,
             // Not an error to us: 304, the object has not changed.
             Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 304) => {
                 return Ok(None);
             }
-            object => object.map_err(|e| read(e.into()))?,
+            Err(e) => {
+                let source = e.into();
+                return Err(StoreError::Read { name, source });
+            }
         };
         let etag = object.e_tag().map(str::to_owned);
         let length = object.content_length().unwrap_or(0);
@@ -44,36 +47,40 @@ impl ModelStore for S3Store {
             let source = ModelError::TooLarge {
                 bytes: length as usize,
             };
-            return Err(StoreError::Refused {
-                name: format!("s3://{bucket}/{CURRENT_KEY}"),
-                source,
-            });
+            return Err(StoreError::Refused { name, etag, source });
         }
-        let bytes = object
-            .body
-            .collect()
-            .await
-            .map_err(|e| read(e.into()))?
-            .into_bytes();
+        let bytes = match object.body.collect().await {
+            Ok(bytes) => bytes.into_bytes(),
+            Err(e) => {
+                let source = e.into();
+                return Err(StoreError::Read { name, source });
+            }
+        };
         let s3 = started.elapsed();
 
         let started = Instant::now();
         let sha256 = sha256_hex(&bytes);
-        let refused = |source| StoreError::Refused {
-            name: format!("s3://{bucket}/{CURRENT_KEY} (sha256 {sha256})"),
-            source,
+        let checked = ModelFile::from_bytes(&bytes).and_then(|file| {
+            let parse = started.elapsed();
+            Ok((Model::check(file, sha256.clone())?, parse))
+        });
+        let (model, parse) = match checked {
+            Ok(checked) => checked,
+            Err(source) => {
+                let name = format!("{name} (sha256 {sha256})");
+                return Err(StoreError::Refused { name, etag, source });
+            }
         };
-        let file = ModelFile::from_bytes(&bytes).map_err(refused)?;
-        let parse = started.elapsed();
-        let model = Model::check(file, sha256.clone()).map_err(refused)?;
-        let golden = started.elapsed() - parse;
-        tracing::info!(
-            model = sha256,
-            s3_us = s3.as_micros() as u64,
-            parse_us = parse.as_micros() as u64,
-            golden_us = golden.as_micros() as u64,
-            "model loaded"
-        );
+        // The container's first; of later ones the line about each call says which answered.
+        if known.is_none() {
+            tracing::info!(
+                model = sha256,
+                s3_us = s3.as_micros() as u64,
+                parse_us = parse.as_micros() as u64,
+                golden_us = (started.elapsed() - parse).as_micros() as u64,
+                "model loaded"
+            );
+        }
         Ok(Some(Loaded { model, etag }))
     }
 }
@@ -81,10 +88,12 @@ impl ModelStore for S3Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aws::{ATTEMPT, OPERATION, timeouts, whole};
     use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
+    use std::time::Duration;
 
     const FRUIT: &[u8] = include_bytes!("../../fuzz/corpus/model/fruit.json");
 
@@ -108,15 +117,20 @@ mod tests {
                 .unwrap();
             String::from_utf8(request).unwrap().to_lowercase()
         };
+        let asked = thread::spawn(|| answers.into_iter().map(answer).collect());
+        (client(url), asked)
+    }
+
+    fn client(url: String) -> S3Store {
         let config = Builder::new()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("us-east-1"))
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .http_client(whole(aws_smithy_http_client::Builder::new().build_http()))
+            .timeout_config(timeouts())
             .endpoint_url(url)
             .build();
-        let asked = thread::spawn(|| answers.into_iter().map(answer).collect());
-        (S3Store::new(Client::from_conf(config), "b".into()), asked)
+        S3Store::new(Client::from_conf(config), "b".into())
     }
 
     #[tokio::test]
@@ -148,22 +162,57 @@ mod tests {
         let StoreError::Refused { source, .. } = error else {
             panic!("{error}")
         };
-        assert_eq!(
-            source,
-            ModelError::TooLarge {
-                bytes: MAX_BYTES + 1
-            }
-        );
+        let bytes = MAX_BYTES + 1;
+        assert_eq!(source, ModelError::TooLarge { bytes });
     }
 
     #[tokio::test]
     async fn an_object_that_is_no_model_is_refused_by_its_name() {
-        let (store, _) = store(vec![("200 OK", b"{}".to_vec())]);
-        let error = store.current(None).await.unwrap_err().to_string();
+        let (store, _) = store(vec![("200 OK\r\nETag: \"t\"", b"{}".to_vec())]);
+        let error = store.current(None).await.unwrap_err();
         let name = format!(
             "s3://b/{CURRENT_KEY} (sha256 {}) is refused",
             sha256_hex(b"{}")
         );
-        assert_eq!(error, name);
+        assert_eq!(error.to_string(), name);
+        let StoreError::Refused { etag, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(etag.as_deref(), Some("\"t\""));
+    }
+
+    /// A body of which the last byte never comes, as often as it is asked for.
+    fn stalled() -> (S3Store, std::sync::mpsc::Receiver<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, times) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let mut open = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 4096]);
+                let length = FRUIT.len();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+                let most = &FRUIT[..length - 1];
+                stream.write_all(&[head.as_bytes(), most].concat()).unwrap();
+                open.push(stream);
+                asked.send(()).unwrap();
+            }
+        });
+        (client(url), times)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stalls_is_asked_for_again_and_given_up_in_time() {
+        let (store, times) = stalled();
+        let started = Instant::now();
+        let error = store.current(None).await.unwrap_err();
+        let took = started.elapsed();
+        assert!(matches!(error, StoreError::Read { .. }), "{error}");
+        assert!(
+            took > ATTEMPT && took < OPERATION + Duration::from_secs(1),
+            "{took:?}"
+        );
+        assert!(times.try_iter().count() >= 2, "asked once only");
     }
 }

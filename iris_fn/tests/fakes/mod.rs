@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use iris_fn::current::{CurrentModel, Loaded, ModelStore, StoreError};
 use iris_fn::handler::{Handler, Publisher};
 use iris_fn::metrics::Line;
-use iris_fn::{Model, ModelFile};
+use iris_fn::{Model, ModelError, ModelFile};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -35,6 +35,8 @@ pub fn checked(mut file: ModelFile) -> Model {
 #[derive(Default)]
 pub struct MemoryStore {
     pub model: Mutex<Option<Model>>,
+    /// The tag of an object that is refused.
+    pub refused: Mutex<Option<String>>,
     pub delay: Mutex<Duration>,
     pub asked: Mutex<Vec<Option<String>>>,
 }
@@ -45,6 +47,16 @@ impl ModelStore for MemoryStore {
         let delay = *self.delay.lock().unwrap();
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
+        }
+        if let Some(etag) = self.refused.lock().unwrap().clone() {
+            if known == Some(etag.as_str()) {
+                return Ok(None);
+            }
+            return Err(StoreError::Refused {
+                name: "s3://b/k".into(),
+                etag: Some(etag),
+                source: ModelError::Malformed("{}".into()),
+            });
         }
         let model = self.model.lock().unwrap().clone();
         let model = model.ok_or_else(|| StoreError::Read {
@@ -103,14 +115,10 @@ pub fn handler(model: Model, ttl: Duration, publisher: MemoryPublisher) -> TestH
         model: Mutex::new(Some(model)),
         ..MemoryStore::default()
     };
-    Handler::new(
-        CurrentModel::new(store, ttl),
-        publisher,
-        "lab".into(),
-        |line| {
-            LINES.with_borrow_mut(|lines| lines.push(line));
-        },
-    )
+    let model = CurrentModel::new(store, ttl);
+    Handler::new(model, publisher, "lab".into(), false, |line| {
+        LINES.with_borrow_mut(|lines| lines.push(line));
+    })
 }
 
 pub fn soon() -> SystemTime {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use axum::body::Bytes;
+use client::table::{Label, Table};
 use iris_fn::model::{CURRENT_KEY, KIND, SCHEMA};
-use iris_fn::table::Table;
 use iris_fn::{Description, Feature, GoldenRow, Model, ModelFile, Training};
 use serde_json::Value;
 
@@ -39,12 +39,22 @@ pub fn model_and_rows() -> Result<(ModelFile, Vec<Vec<f64>>)> {
     };
     let mut features: Vec<Feature> = names.iter().map(feature).collect();
     let (mut rows, mut classes) = (Vec::new(), Vec::new());
-    for row in Table::open(CSV.as_bytes(), &features.clone(), target)?.rows() {
+    let description = Description {
+        target: (*target).into(),
+        features: features.clone(),
+        classes: Vec::new(),
+        model: String::new(),
+    };
+    for row in Table::read(CSV.as_bytes(), &description)?.rows {
         let row = row?;
         for (feature, x) in features.iter_mut().zip(&row.values) {
             (feature.min, feature.max) = (feature.min.min(*x), feature.max.max(*x));
         }
-        classes.extend(row.label.filter(|label| !classes.contains(label)));
+        if let Some(Label::Class(label) | Label::Other(label)) = row.label
+            && !classes.contains(&label)
+        {
+            classes.push(label);
+        }
         rows.push(row.values);
     }
     let weights = reference["weights_class_by_feature"].as_array();

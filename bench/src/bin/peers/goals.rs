@@ -149,7 +149,7 @@ pub fn cases(measured: &BTreeMap<&'static str, Measures>) -> Vec<Case> {
             median(OURS, "warm_us"),
             Some(median(EMPTY, "warm_us")),
             "µs",
-            1.15,
+            1.25,
         ),
         at_least(
             "10,000 rows without JSON, scikit-learn ÷ ours",
