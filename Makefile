@@ -128,6 +128,9 @@ run: first $(CLOUD) ## Run one notebook without a browser: make run NB=notebooks
 notebooks: $(CLOUD) ## Run all notebooks and keep their outputs in them
 	@.venv/bin/python notebooks/kernel/run.py --in-place $(NOTEBOOKS)
 
+progress: ## Say which exercises are solved
+	@"$(PYTHON)" notebooks/kernel/progress.py
+
 # What Jupyter starts for each notebook: the kernel, with the settings above, in this folder. It compiles cells below
 # target/, because programs from /tmp may be forbidden (noexec).
 kernel:
@@ -264,4 +267,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean

@@ -30,25 +30,15 @@ pub mod kernel {
 }
 
 mod before;
+mod figure;
+mod lesson;
+mod show;
 
 pub use before::{Missing, live_function, trained_model};
-
-use std::error::Error;
-
-use base64::Engine;
-use plotters::coord::Shift;
-use plotters::drawing::{DrawingArea, IntoDrawingArea};
-use plotters::prelude::SVGBackend;
-use plotters::style::RGBColor;
-use polars::prelude::{AnyValue, DataFrame};
-
-/// Three classes in colours that people with any colour vision can tell apart
-/// (Okabe and Ito, Color Universal Design, 2008).
-pub const COLOURS: [RGBColor; 3] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-];
+pub use figure::{COLOURS, Drawn, Figure, figure};
+pub use lesson::{certificate, check};
+use show::escape;
+pub use show::{excerpt, report, table};
 
 /// A setting that `make` hands to the kernel, such as `STACK`.
 ///
@@ -73,62 +63,6 @@ pub fn device_folder(name: &str, stack: &str) -> std::io::Result<String> {
         return Err(std::io::Error::other(String::from_utf8_lossy(&make.stderr)));
     }
     Ok(String::from_utf8_lossy(&make.stdout).trim().to_owned())
-}
-
-/// Show a data frame as a table, floats with up to four decimals.
-pub fn table(frame: &DataFrame) {
-    let escape = |text: &str| {
-        text.replace('&', "&amp;")
-            .replace('<', "&lt;")
-            .replace('>', "&gt;")
-    };
-    let cell = |value: &AnyValue| match value {
-        AnyValue::Float64(x) => format!("{}", (x * 1e4).round() / 1e4),
-        value => escape(&value.str_value()),
-    };
-    let mut html = String::from("<table><thead><tr>");
-    for name in frame.get_column_names() {
-        html += &format!("<th>{}</th>", escape(name));
-    }
-    html += "</tr></thead><tbody>";
-    for row in 0..frame.height() {
-        html += "<tr>";
-        for column in frame.columns() {
-            html += &format!(
-                "<td>{}</td>",
-                column.get(row).as_ref().map(cell).unwrap_or_default()
-            );
-        }
-        html += "</tr>";
-    }
-    evcxr_runtime::mime_type("text/html").text(html + "</tbody></table>");
-}
-
-/// Draw a figure of `size` pixels and show it.
-///
-/// As an image, because JupyterLab shows drawings in HTML only in notebooks that it trusts, and a
-/// notebook fresh from a clone is not one of them.
-///
-/// # Errors
-/// Whatever `draw` returns.
-pub fn figure<Draw>(size: (u32, u32), draw: Draw) -> Result<(), Box<dyn Error>>
-where
-    Draw: FnOnce(DrawingArea<SVGBackend, Shift>) -> Result<(), Box<dyn Error>>,
-{
-    let mut svg = String::new();
-    draw(SVGBackend::with_string(&mut svg, size).into_drawing_area())?;
-    let data = base64::prelude::BASE64_STANDARD.encode(svg);
-    let image = format!(
-        r#"<img src="data:image/svg+xml;base64,{data}" width="{}" height="{}">"#,
-        size.0, size.1
-    );
-    evcxr_runtime::mime_type("text/html").text(image);
-    Ok(())
-}
-
-/// Hand a notebook's results on as data: shown as JSON, and collected by `make demo`.
-pub fn report(results: &serde_json::Value) {
-    evcxr_runtime::mime_type("application/json").text(results.to_string());
 }
 
 /// Before the first cell runs: rustls is told which of the cryptographic libraries in here to use, and a panic in a cell
