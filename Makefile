@@ -227,6 +227,15 @@ live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20
 	@$(DEPLOY) device live >&2
 	@$(DIR) $(CLIENT) live
 
+##@ Teaching
+schedule: ## Say what two hours and four hours hold, from the minutes of slides and notebooks
+	@"$(PYTHON)" teach/schedule.py
+
+slides: ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
+	@mkdir -p target
+	@for name in slides handout; do npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o target/$$name.html teach/$$name.md || exit 1; done
+	@echo "target/slides.html (p: speaker's view, f: full screen), target/handout.html (one sheet of A4)"
+
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
 	@$(DEPLOY) class $(ZIP)
@@ -267,4 +276,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides check test test-all test-tools bench faults fuzz clean

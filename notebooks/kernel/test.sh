@@ -27,7 +27,7 @@ say "the live page, the local cloud, the notebook runner, the whole path, faults
 test "$size" = test || export FULL=1
 # Whole files side by side, each with a cloud of its own.
 .venv/bin/python -m pytest -p no:cacheprovider --basetemp target/pytest --durations 10 \
-  --numprocesses 3 --dist loadfile client/tests deploy/tests examples notebooks/kernel
+  --numprocesses 3 --dist loadfile client/tests deploy/tests examples notebooks/kernel teach
 test "$size" != test || exit 0
 
 say "checkov, lints of all crates, a long soak, fuzzing"
