@@ -1,5 +1,6 @@
 //! Which cloud, which account, and the names in it.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -153,17 +154,27 @@ impl Cloud {
             .retry_config(RetryConfig::standard().with_max_attempts(attempts))
             .load()
             .await;
+        let mut elsewhere: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for service in SERVICES {
             let configured = endpoint_of(service, &config);
-            if configured != endpoint {
-                let there = configured.as_deref().unwrap_or("AWS itself");
-                bail!(
-                    "TARGET={}, but {service} would be asked at {there}: unset AWS_ENDPOINT_URL_{}, or take \
-                     endpoint_url out of your AWS profile",
-                    target.name(),
-                    service.to_uppercase().replace(' ', "_"),
-                );
+            if configured == endpoint {
+                continue;
             }
+            let there = configured.unwrap_or_else(|| "AWS itself".to_owned());
+            // A company may have endpoints of its own on AWS. The local target stays on this machine.
+            ensure!(
+                target == Target::Aws,
+                "TARGET=local, but {service} would be asked at {there}: unset AWS_ENDPOINT_URL_{}, or take endpoint_url \
+                 out of your AWS profile",
+                service.to_uppercase().replace(' ', "_"),
+            );
+            elsewhere.entry(there).or_default().push(service);
+        }
+        for (there, services) in elsewhere {
+            eprintln!(
+                "note: your AWS settings send calls to {there}: {}",
+                services.join(", ")
+            );
         }
         Ok((config, cloud))
     }
