@@ -9,7 +9,7 @@ import signal
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import BUCKET, FRUIT, STACK, Cloud, sha256
+from clients import BUCKET, DEPLOY, FRUIT, STACK, Cloud, run, sha256
 from test_local import local, wait_for
 
 
@@ -74,10 +74,16 @@ def test_a_setting_that_leads_elsewhere_is_named(cloud, name):
 
 
 def test_so_is_one_of_the_aws_profile(cloud, tmp_path):
+    """On AWS a company may have endpoints of its own: said, not refused."""
     here = "services = here\n[services here]\ns3 =\n  endpoint_url = https://example.com\n"
-    (tmp_path / "config").write_text(f"[default]\nregion = eu-west-1\n{here}")
-    code, _, err = cloud.make("status", AWS_CONFIG_FILE=str(tmp_path / "config"))
-    assert code == 1 and "S3 would be asked at https://example.com" in err and "your AWS profile" in err
+    url = cloud.environment["AWS_ENDPOINT_URL"]
+    (tmp_path / "config").write_text(f"[default]\nregion = eu-west-1\nendpoint_url = {url}\n{here}")
+    aws = {"TARGET": "aws", "AWS_CONFIG_FILE": str(tmp_path / "config")}
+    environment = {name: value for name, value in cloud.environment.items() if name != "AWS_ENDPOINT_URL"}
+    code, out, err = run(DEPLOY, "device-dir", "lily", environment=environment | aws)
+    assert code == 0 and out.startswith("target/devices/aws/"), err
+    assert "note: your AWS settings send calls to https://example.com: S3\n" in err
+    assert f"note: your AWS settings send calls to {url}: Budgets, Cloud" in err
 
 
 def test_a_bucket_that_is_in_the_way_has_a_sentence(cloud):
