@@ -232,9 +232,18 @@ schedule: ## Say what two hours and four hours hold, from the minutes of slides 
 	@"$(PYTHON)" teach/schedule.py
 
 slides: ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
+	@command -v npx >/dev/null || { echo "npx is missing: it comes with Node.js and brings Marp, which makes the slides"; exit 1; }
 	@mkdir -p target
 	@for name in slides handout; do npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o target/$$name.html teach/$$name.md || exit 1; done
 	@echo "target/slides.html (p: speaker's view, f: full screen), target/handout.html (one sheet of A4)"
+
+# Its tools are apart from .venv, which need not wait for them.
+site: slides ## Make the workshop as pages for a browser, without server or network: target/site/index.html (needs Node.js)
+	@test -x target/tools/site/bin/pip || "$(PYTHON)" -m venv target/tools/site
+	@target/tools/site/bin/pip install --quiet --disable-pip-version-check --require-hashes -r teach/site/requirements.txt
+	@rm -rf target/site
+	@target/tools/site/bin/sphinx-build -q -W --keep-going -a -d target/tools/site/pages -c teach/site . target/site
+	@echo "target/site/index.html"
 
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
@@ -276,4 +285,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides site check test test-all test-tools bench faults fuzz clean
