@@ -55,6 +55,10 @@ SETUP       := "$(PYTHON)" notebooks/kernel/setup.py
 unexport $(filter-out CARGO_BUILD_JOBS,$(filter CARGO_BUILD_% CARGO_TARGET_% CARGO_PROFILE_% CARGO_UNSTABLE_%,$(.VARIABLES)))
 unexport CARGO_ENCODED_RUSTFLAGS CARGO_INCREMENTAL RUSTFLAGS RUSTDOCFLAGS RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER
 unexport CFLAGS CXXFLAGS CPPFLAGS LDFLAGS PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
+# What comes from a bundle looks for Rust's standard library where the other machine had it.
+ifneq ($(wildcard target/bundle),)
+export LD_LIBRARY_PATH := $(shell rustc --print target-libdir)
+endif
 # Where the home directory cannot be written, what would be kept there is kept here.
 ifneq ($(shell test -w "$$HOME/" && echo yes),yes)
 export XDG_CACHE_HOME   ?= $(CURDIR)/target/home/cache
@@ -245,6 +249,10 @@ site: slides ## Make the workshop as pages for a browser, without server or netw
 	@target/tools/site/bin/sphinx-build -q -W --keep-going -a -d target/tools/site/pages -c teach/site . target/site
 	@echo "target/site/index.html"
 
+bundle: ## Pack what a second machine of the same system needs, to run make demo without a network
+	@$(SETUP) function
+	@.venv/bin/python notebooks/kernel/bundle.py
+
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
 	@$(DEPLOY) class $(ZIP)
@@ -285,4 +293,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides site check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides site bundle check test test-all test-tools bench faults fuzz clean

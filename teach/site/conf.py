@@ -28,13 +28,12 @@ html_show_copyright = html_show_sphinx = html_copy_source = False
 html_static_path = ["site.css", "site.js"]
 html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_use_index = False
-html_extra_path = [str(ROOT / "target/slides.html"), str(ROOT / "target/handout.html")]
 # Both pass WCAG 2's contrast, in code and on its background.
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 
 # The order of the pages, which the front page has in words.
 CONTENTS = """
-<p><a href="slides.html">Slides</a> · <a href="handout.html">Handout, one page</a></p>
+<p><a href="teach/slides.html">Slides</a> · <a href="teach/handout.html">Handout, one page</a></p>
 
 ```{toctree}
 :hidden:
@@ -71,11 +70,17 @@ def add_contents(_: Sphinx, page: str, source: list[str]) -> None:
         source[0] += CONTENTS
 
 
-def add_front_page(app: Sphinx, error: Exception | None) -> None:
-    if not error:
-        shutil.copy(app.outdir / "README.html", app.outdir / "index.html")
+def add_files(app: Sphinx, error: Exception | None) -> None:
+    """The front page by the name that browsers ask for; the slides, where they find their pictures."""
+    if error:
+        return
+    shutil.copy(app.outdir / "README.html", app.outdir / "index.html")
+    for name in ("slides.html", "handout.html"):
+        shutil.copy(ROOT / "target" / name, app.outdir / "teach")
+    for name in ("notebooks/regions.svg", "teach/path.svg"):
+        shutil.copy(ROOT / name, app.outdir / name)
 
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", add_contents)
-    app.connect("build-finished", add_front_page)
+    app.connect("build-finished", add_files)

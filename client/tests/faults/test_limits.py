@@ -196,7 +196,9 @@ def load(case, devices, rate, seconds, watch=lambda pid: None):
     counters, ms = Counter(result["counters"]), result["ms"]
     ended = counters["answered"] + counters["refused"] + counters["failed"]
     case.count(counters + Counter(tried=counters["asked"], lost=counters["asked"] - ended), counters)
-    assert counters["answered"] == rate * seconds, counters
+    # On a busy machine it ends on time, and says what it did not ask.
+    count, unasked = rate * seconds, result["unasked"]
+    assert counters["answered"] + unasked == count and unasked <= count / 20, (unasked, counters)
     return f"{result['answers_a_second']:.0f} answers a second, p50 {ms['p50']:.0f} ms, p99 {ms['p99']:.0f} ms"
 
 

@@ -1,0 +1,121 @@
+"""`make bundle`: all that a second machine of the same system needs, in one file, for a room without a network.
+
+    bundle.py        write target/iris-workshop-<system>.tar.gz
+    bundle.py check  (where it was unpacked) say whether this machine is such a system
+
+The second machine needs Rust, Python, a C compiler and make, as every machine does. It compiles nothing but cells: what is
+built comes along with the stamps by which `setup.py` sees that it is done. Python's packages come as wheels, and .venv is
+made from them, because a .venv knows its own folder. Of keys, certificates and the local cloud nothing is packed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from setup import BUILD, HERE, LIBRARY, LINK, TARGET, VENV, rustc_version
+from steps import ROOT, STAMPS, SetupError
+
+BUNDLE = TARGET / "bundle"
+SYSTEM = BUNDLE / "system.json"
+
+
+def system() -> dict[str, str]:
+    """What must be the same on both machines."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"system": f"{platform.system()} {platform.machine()}", "Python": python, "rustc": rustc_version().strip()}
+
+
+def check() -> None:
+    """Raises `SetupError` when what was unpacked here was made on another system."""
+    there, here = json.loads(SYSTEM.read_text()), system()
+    libc = tuple(map(int, platform.libc_ver()[1].split(".") or [0]))
+    for name, value in here.items():
+        if there[name] != value:
+            first, second = (text.partition("\n")[0] or "none" for text in (there[name], value))
+            raise SetupError(
+                f"This bundle was made with {name} {first}, and here it is {second}: install that, or clone the project and "
+                f"run `make demo` with a network"
+            )
+    if libc < tuple(there["libc"]):
+        raise SetupError(f"This bundle needs glibc {'.'.join(map(str, there['libc']))} or newer, as on the machine it was made on")
+
+
+def contents() -> Iterator[tuple[Path, Path]]:
+    """Each file, and its place in the project's folder."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    yield from ((ROOT / name, Path(name)) for name in listed.split("\0") if name and (ROOT / name).exists())
+    built = [BUILD / name for name in ("deploy", "client", "bootstrap")]
+    # For a cell the compiler reads the metadata of the library's crates; their code is in the library.
+    built += [LIBRARY, *LIBRARY.parent.glob("*.rmeta"), *LIBRARY.parent.glob("*.so")]
+    built += [STAMPS / name for name in ("notebook-library", "programs", "function", "Rust-kernel")]
+    built += [SYSTEM, *(BUNDLE / "wheels").iterdir()]
+    yield from ((path, path.relative_to(ROOT)) for path in dict.fromkeys(built))
+    yield LINK.resolve(), LINK.relative_to(ROOT)
+
+
+def pack() -> Path:
+    """Write the bundle; gives back where. It appears whole or not at all."""
+    wheels = BUNDLE / "wheels"
+    shutil.rmtree(BUNDLE, ignore_errors=True)
+    wheels.mkdir(parents=True)
+    print("bundle: Python's packages …", flush=True)
+    download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+    subprocess.run([*download, "-r", HERE / "requirements.txt", "--dest", wheels], check=True)
+    libc = [int(part) for part in platform.libc_ver()[1].split(".") if part]
+    SYSTEM.write_text(json.dumps({**system(), "libc": libc}, indent=1))
+    files = list(contents())
+    size, done, said = sum(path.stat().st_size for path, _ in files), 0, -1
+    name = f"iris-workshop-{platform.system()}-{platform.machine()}".lower()
+    archive = TARGET / f"{name}.tar.gz"
+    part = archive.with_suffix(".part")
+    try:
+        with tarfile.open(part, "w:gz", compresslevel=1) as tar:
+            for path, place in files:
+                tar.add(path, Path("iris-workshop") / place, filter=anonymous)
+                done += path.stat().st_size
+                if (tenth := 10 * done // size) > said:
+                    said = tenth
+                    print(f"bundle: {done / 1e6:5.0f} of {size / 1e6:.0f} MB", flush=True)
+        part.rename(archive)
+    finally:
+        part.unlink(missing_ok=True)
+        shutil.rmtree(BUNDLE)
+    return archive
+
+
+def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Whoever unpacks it owns it."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        if arguments == ["check"]:
+            check()
+            return 0
+        if BUNDLE.exists() and not (ROOT / ".git").exists():
+            raise SetupError("this folder comes from a bundle: copy the file it came from")
+        archive = pack()
+    except (SetupError, subprocess.CalledProcessError, OSError) as error:
+        print(f"bundle: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bundle: stopped, and nothing is left of it", file=sys.stderr)
+        return 130
+    print(f"{archive.relative_to(ROOT)}  {archive.stat().st_size / 1e6:.0f} MB; on the second machine:")
+    print(f"  tar xf {archive.name} && cd iris-workshop && make demo")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
