@@ -50,11 +50,13 @@ def check() -> None:
 
 def contents() -> Iterator[tuple[Path, Path]]:
     """Each file, and its place in the project's folder."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     yield from ((ROOT / name, Path(name)) for name in listed.split("\0") if name and (ROOT / name).exists())
     built = [BUILD / name for name in ("deploy", "client", "bootstrap")]
     # For a cell the compiler reads the metadata of the library's crates; their code is in the library.
-    built += [LIBRARY, *LIBRARY.parent.glob("*.rmeta"), *LIBRARY.parent.glob("*.so")]
+    crates = LIBRARY.parent
+    built += [LIBRARY, *crates.glob("*.rmeta"), *crates.glob(f"*{LIBRARY.suffix}")]
+    built += [path for path in crates.glob("*.rlib") if not path.with_suffix(".rmeta").exists()]
     built += [STAMPS / name for name in ("notebook-library", "programs", "function", "Rust-kernel")]
     built += [SYSTEM, *(BUNDLE / "wheels").iterdir()]
     yield from ((path, path.relative_to(ROOT)) for path in dict.fromkeys(built))

@@ -98,6 +98,10 @@ def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
     for setting, place in (("XDG_CACHE_HOME", CACHE), ("CARGO_HOME", CARGO_HOME)):
         wrong = f"{place} cannot be written, and what is downloaded once is kept there: choose another folder, {setting}=…"
         yield "home", str(place), "" if writable(place) else wrong
+    wrong = ""
+    if re.search(r"\s", str(ROOT)):
+        wrong = f"{ROOT} has a space in it, and evcxr loads no cell from such a folder: rename it, or move the project"
+    yield "folder", str(ROOT), wrong
     crlf = b"\r\n" in (ROOT / "data/iris.csv").read_bytes()
     yield "data", "Windows' line ends" if crlf else "as published", MISSING["data"] if crlf else ""
 
@@ -473,7 +477,7 @@ def main(arguments: list[str]) -> int:
             import bundle
 
             bundle.check()
-            os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(TARGET / "bundle/wheels"))
+            os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=(TARGET / "bundle/wheels").as_uri())  # a path may have a space
         STAMPS.mkdir(parents=True, exist_ok=True)
         with (STAMPS / "lock").open("w") as lock:
             # Two at once: the second waits, and then finds everything done.

@@ -1,0 +1,104 @@
+"""What `make bundle` packs and refuses; at full size, a second machine without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import bundle
+import pytest
+from setup import SetupError
+from test_notebooks import ROOT, WORK
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's bundle is made."""
+    monkeypatch.setattr(bundle, "BUNDLE", tmp_path / "bundle")
+    monkeypatch.setattr(bundle, "SYSTEM", tmp_path / "bundle/system.json")
+    (tmp_path / "bundle/wheels").mkdir(parents=True)
+    return tmp_path
+
+
+def test_nothing_private_is_packed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "BUNDLE", ROOT / "target/bundle-of-a-test")
+    (bundle.BUNDLE / "wheels").mkdir(parents=True)
+    monkeypatch.setattr(bundle, "SYSTEM", bundle.BUNDLE / "system.json")
+    secret = ROOT / "target/devices/local/key.pem"
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    stray = ROOT / "stray-of-a-test.pem"
+    try:
+        for each in (secret, stray):
+            each.touch()
+        places = {place.as_posix() for _, place in bundle.contents()}
+    finally:
+        for each in (secret, stray):
+            each.unlink()
+        shutil.rmtree(bundle.BUNDLE)
+    built = {each for each in places if each.startswith("target/")}
+    assert {"Makefile", "data/iris.csv", "target/setup/evcxr_jupyter", "target/notebook/deploy"} <= places
+    assert {Path(each).parent.as_posix() for each in built} <= {
+        "target/bundle-of-a-test", "target/notebook", "target/notebook/deps", "target/setup",
+    }  # fmt: skip
+    assert not [each for each in places - built if each.endswith(".pem") and "amazon-roots" not in each]
+    assert not [each for each in places if each.startswith((".git/", ".venv/")) or "cargo.env" in each]
+
+
+@pytest.mark.parametrize("name", ["system", "Python", "rustc"])
+def test_another_system_is_refused_with_what_differs(place: Path, name: str) -> None:
+    there = {**bundle.system(), "libc": [2, 0]}
+    bundle.SYSTEM.write_text(json.dumps(there))
+    bundle.check()
+    bundle.SYSTEM.write_text(json.dumps({**there, name: "another\nof them"}))
+    with pytest.raises(SetupError, match=f"made with {name} another, and here it is .+: install that, or clone"):
+        bundle.check()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no glibc")
+def test_so_is_an_older_c_library(place: Path) -> None:
+    bundle.SYSTEM.write_text(json.dumps({**bundle.system(), "libc": [99, 1]}))
+    with pytest.raises(SetupError, match="needs glibc 99.1 or newer"):
+        bundle.check()
+
+
+def test_ctrl_c_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        assert list(place.glob("*.part"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle, "TARGET", place)
+    monkeypatch.setattr(bundle.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess("", 0, stdout="Makefile\0"))
+    monkeypatch.setattr(bundle, "contents", lambda: [(ROOT / "Makefile", Path("Makefile"))])
+    monkeypatch.setattr(tarfile.TarFile, "add", interrupted)
+    assert bundle.main([]) == 130 and list(place.iterdir()) == []
+    assert capsys.readouterr().err == "bundle: stopped, and nothing is left of it\n"
+
+
+@pytest.mark.skipif("FULL" not in os.environ, reason="half a gigabyte: make test-all")
+@pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="only root may take the network away")
+def test_a_second_machine_without_a_network_compiles_nothing_but_cells(tmp_path: Path) -> None:
+    """Another folder, an empty home, and no interface but loopback. Rust and Python are there, as everywhere."""
+    subprocess.run(["make", "bundle"], cwd=ROOT, check=True)
+    [archive] = (ROOT / "target").glob("iris-workshop-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    project, home, seen = tmp_path / "iris-workshop", tmp_path / "home", tmp_path / "rustc"
+    home.mkdir()
+    sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
+    shutil.copytree(Path(sysroot, "bin"), tmp_path / "bin", symlinks=True)
+    (tmp_path / "bin/rustc").unlink()
+    (tmp_path / "bin/rustc").write_text(f'#!/bin/sh\necho "$@" >> "{seen}"\nexec "{sysroot}/bin/rustc" "$@"\n')
+    (tmp_path / "bin/rustc").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.base_prefix, 'bin')}:/usr/bin:/bin"
+    command = f"ip link set lo up && cd '{project}' && make demo; code=$?; make stop; exit $code"
+    environment = ["env", "-i", f"PATH={path}:/usr/sbin:/sbin", f"HOME={home}", "LANG=C.UTF-8", "RUSTC=" + str(tmp_path / "bin/rustc")]
+    done = subprocess.run(["unshare", "--net", *environment, "sh", "-c", command], check=False, timeout=900)
+    summary = json.loads((project / "target/demo.json").read_text())
+    assert done.returncode == 0 and summary["predictions"]["answered"] == 150
+    compiled = {words[words.index("--crate-name") + 1] for line in seen.read_text().splitlines() if "--crate-name" in (words := line.split())}
+    assert compiled <= {"ctx", "tokio", "___"} | {name for name in compiled if name.startswith(("code_", "build_script"))}, compiled
