@@ -3,9 +3,10 @@
     bundle.py        write target/iris-workshop-<system>.tar.gz
     bundle.py check  (where it was unpacked) say whether this machine is such a system
 
-The second machine needs Rust, Python, a C compiler and make, as every machine does. It compiles nothing but cells: what is
-built comes along with the stamps by which `setup.py` sees that it is done. Python's packages come as wheels, and .venv is
-made from them, because a .venv knows its own folder. Of keys, certificates and the local cloud nothing is packed.
+The second machine needs Python, a C compiler and make. Rust comes along where it is rustup's, which runs from any folder.
+Nothing is compiled there but cells: what is built comes with the stamps by which `setup.py` sees that it is done. Python's
+packages come as wheels, and .venv is made from them, because a .venv knows its own folder. Of keys, certificates and the
+local cloud nothing is packed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from steps import ROOT, STAMPS, SetupError
 
 BUNDLE = TARGET / "bundle"
 SYSTEM = BUNDLE / "system.json"
+RUST = Path("target/rust")  # the Makefile finds it there
 
 
 def system() -> dict[str, str]:
@@ -48,6 +51,30 @@ def check() -> None:
         raise SetupError(f"This bundle needs glibc {'.'.join(map(str, there['libc']))} or newer, as on the machine it was made on")
 
 
+def lock(patch: int) -> Iterator[str]:
+    """The lines of requirements.txt for that patch release of this Python. The same packages need not fit all of them:
+    one that asks for 3.11.5 has another version for Debian's 3.11.2."""
+    from packaging.markers import Marker
+
+    release = {"python_full_version": "{}.{}.{}".format(*sys.version_info[:2], patch)}
+    for line in (HERE / "requirements.txt").read_text().replace("\\\n", "").splitlines():
+        pin, marker, hashes = re.fullmatch(r"(\S*)(?:\s*;\s*(.*?))?((?:\s+--hash\S*)*)\s*(?:#.*)?", line.strip()).groups()
+        if pin and (marker is None or Marker(marker).evaluate(release)):
+            yield pin + hashes
+
+
+def rust() -> Iterator[tuple[Path, Path]]:
+    """What compiles a cell, of the Rust that is used here. A distribution's stays: its parts lie all over the system."""
+    sysroot = Path(subprocess.run(["rustc", "--print", "sysroot"], check=True, capture_output=True, text=True).stdout.strip())
+    if not (sysroot / "lib/rustlib/components").exists():
+        return
+    host = re.search(r"^host: (\S+)", rustc_version(), re.MULTILINE)[1]
+    library = [f"lib/rustlib/src/rust/library/{name}/**/*" for name in ("core", "alloc", "std")]  # for completion
+    licence = ["share/doc/rust/COPYRIGHT*", "share/doc/rust/licenses/*"]
+    for pattern in ["bin/rustc", "bin/cargo", "lib/*.*", f"lib/rustlib/{host}/**/*", *library, *licence]:
+        yield from ((path, RUST / path.relative_to(sysroot)) for path in sysroot.glob(pattern) if path.is_file())
+
+
 def contents() -> Iterator[tuple[Path, Path]]:
     """Each file, and its place in the project's folder."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -61,6 +88,7 @@ def contents() -> Iterator[tuple[Path, Path]]:
     built += [SYSTEM, *(BUNDLE / "wheels").iterdir()]
     yield from ((path, path.relative_to(ROOT)) for path in dict.fromkeys(built))
     yield LINK.resolve(), LINK.relative_to(ROOT)
+    yield from rust()
 
 
 def pack() -> Path:
@@ -70,7 +98,10 @@ def pack() -> Path:
     wheels.mkdir(parents=True)
     print("bundle: Python's packages …", flush=True)
     download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
-    subprocess.run([*download, "-r", HERE / "requirements.txt", "--dest", wheels], check=True)
+    download += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", wheels]
+    for patch in (0, 99):  # between them, all releases of this Python
+        (BUNDLE / "lock").write_text("\n".join(lock(patch)))
+        subprocess.run([*download, "-r", BUNDLE / "lock"], check=True)
     libc = [int(part) for part in platform.libc_ver()[1].split(".") if part]
     SYSTEM.write_text(json.dumps({**system(), "libc": libc}, indent=1))
     files = list(contents())

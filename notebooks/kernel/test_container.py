@@ -70,9 +70,6 @@ def test_the_dev_container_uses_what_there_is():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-
-
 def free_ports():
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
@@ -93,7 +90,7 @@ class Debian:
         environment = {name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ}
         environment |= {"PATH": f"{self.rust}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "CARGO_HOME": "/usr/local/cargo"}
         environment |= {"HOME": "/root" if self.user == "root" else f"/home/{self.user}", "DEBIAN_FRONTEND": "noninteractive"}
-        environment |= self.ports | {"SSL_CERT_FILE": CERTIFICATES, "PIP_CERT": CERTIFICATES, "CARGO_HTTP_CAINFO": CERTIFICATES}
+        environment |= self.ports | dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "CARGO_HTTP_CAINFO"), "/certificates")
         inside = ["bash", "-c", mount, self.folder, self.user, *(f"{k}={v}" for k, v in environment.items())]
         inside += ["sh", "-c", f"cd {shlex.quote(self.workdir)} && {line}"]
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", *map(str, inside)]
@@ -118,9 +115,8 @@ class Debian:
     def base(self, suite):
         """What the base image has: Debian, and Rust where that image keeps it."""
         subprocess.run(["debootstrap", "--variant=minbase", suite, self.folder], check=True, stdout=subprocess.DEVNULL)
-        for file in ("/etc/resolv.conf", CERTIFICATES):
-            (self.folder / file[1:]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, self.folder / file[1:])
+        shutil.copy("/etc/resolv.conf", self.folder / "etc")
+        shutil.copy("/etc/ssl/certs/ca-certificates.crt", self.folder / "certificates")  # with those of a proxy here
         sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
         place = (self.folder / self.rust[1:]).parent
         shutil.copytree(sysroot, place, symlinks=True, ignore=shutil.ignore_patterns("share", "rust-src"))
