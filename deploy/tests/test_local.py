@@ -303,7 +303,7 @@ class Cloud:
         return any(word in file.read_bytes() for file in (self.dir / "state").glob("**/*.*") if file.is_file())
 
     def mqtt_answer(self, certificate=None):
-        """What the broker says to CONNECT, checked as a strict client would: b"" when it hangs up."""
+        """What the broker says to CONNECT, checked as a strict client would: b"" when it closes the connection."""
         context = ssl.create_default_context(cadata=self.get("/_ministack/iot/ca.pem").decode())
         if certificate:
             context.load_cert_chain(*certificate)
