@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_its_steps_build_all_in_a_bare_debian_and_end_in_a_jupyterlab_that_asks_
                     urlopen(found.replace("/lab?token=", "/api/contents?token=not"), timeout=10)
                 assert urlopen(found.replace("/lab?", "/api/contents?"), timeout=10).status == 200
             finally:
-                lab.terminate()
+                # The first process of a namespace takes all others along.
+                os.kill(int(Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text()), signal.SIGKILL)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
