@@ -25,8 +25,9 @@ from pathlib import Path
 from setup import BUILD, HERE, LIBRARY, LINK, TARGET, VENV, rustc_version
 from steps import ROOT, STAMPS, SetupError
 
-BUNDLE = TARGET / "bundle"
+BUNDLE = TARGET / "bundle"  # where it was unpacked; others see by it that they are on the second machine
 SYSTEM = BUNDLE / "system.json"
+MAKING = TARGET / "bundle-in-the-making"
 RUST = Path("target/rust")  # the Makefile finds it there
 
 
@@ -77,7 +78,11 @@ def rust() -> Iterator[tuple[Path, Path]]:
 
 def contents() -> Iterator[tuple[Path, Path]]:
     """Each file, and its place in the project's folder."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    # Without a stray file, and without what a teacher noted down beside them.
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if git.returncode:
+        raise SetupError(f"Git says which files belong to the project, and here it says: {git.stderr.strip()}")
+    listed = git.stdout
     yield from ((ROOT / name, Path(name)) for name in listed.split("\0") if name and (ROOT / name).exists())
     built = [BUILD / name for name in ("deploy", "client", "bootstrap")]
     # For a cell the compiler reads the metadata of the library's crates; their code is in the library.
@@ -85,31 +90,25 @@ def contents() -> Iterator[tuple[Path, Path]]:
     built += [LIBRARY, *crates.glob("*.rmeta"), *crates.glob(f"*{LIBRARY.suffix}")]
     built += [path for path in crates.glob("*.rlib") if not path.with_suffix(".rmeta").exists()]
     built += [STAMPS / name for name in ("notebook-library", "programs", "function", "Rust-kernel")]
-    built += [SYSTEM, *(BUNDLE / "wheels").iterdir()]
     yield from ((path, path.relative_to(ROOT)) for path in dict.fromkeys(built))
+    for path in (MAKING / SYSTEM.name, *(MAKING / "wheels").iterdir()):
+        yield path, (BUNDLE / path.relative_to(MAKING)).relative_to(ROOT)
     yield LINK.resolve(), LINK.relative_to(ROOT)
     yield from rust()
 
 
 def pack() -> Path:
     """Write the bundle; gives back where. It appears whole or not at all."""
-    wheels = BUNDLE / "wheels"
-    shutil.rmtree(BUNDLE, ignore_errors=True)
-    wheels.mkdir(parents=True)
-    print("bundle: Python's packages …", flush=True)
-    download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
-    download += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", wheels]
-    for patch in (0, 99):  # between them, all releases of this Python
-        (BUNDLE / "lock").write_text("\n".join(lock(patch)))
-        subprocess.run([*download, "-r", BUNDLE / "lock"], check=True)
-    libc = [int(part) for part in platform.libc_ver()[1].split(".") if part]
-    SYSTEM.write_text(json.dumps({**system(), "libc": libc}, indent=1))
-    files = list(contents())
-    size, done, said = sum(path.stat().st_size for path, _ in files), 0, -1
     name = f"iris-workshop-{platform.system()}-{platform.machine()}".lower()
     archive = TARGET / f"{name}.tar.gz"
     part = archive.with_suffix(".part")
+    shutil.rmtree(MAKING, ignore_errors=True)
     try:
+        wheels()
+        libc = [int(number) for number in platform.libc_ver()[1].split(".") if number]
+        (MAKING / SYSTEM.name).write_text(json.dumps({**system(), "libc": libc}, indent=1))
+        files = list(contents())
+        size, done, said = sum(path.stat().st_size for path, _ in files), 0, -1
         with tarfile.open(part, "w:gz", compresslevel=1) as tar:
             for path, place in files:
                 tar.add(path, Path("iris-workshop") / place, filter=anonymous)
@@ -120,8 +119,21 @@ def pack() -> Path:
         part.rename(archive)
     finally:
         part.unlink(missing_ok=True)
-        shutil.rmtree(BUNDLE)
+        shutil.rmtree(MAKING, ignore_errors=True)
     return archive
+
+
+def wheels() -> None:
+    """Python's packages, each checked against its hash."""
+    folder = MAKING / "wheels"
+    folder.mkdir(parents=True)
+    download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+    download += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", folder]
+    for part, patch in enumerate((0, 99), 1):  # between them, all releases of this Python
+        print(f"bundle: Python's packages, {part} of 2 …", flush=True)
+        (MAKING / "lock").write_text("\n".join(lock(patch)))
+        if subprocess.run([*download, "-r", MAKING / "lock"], check=False).returncode:
+            raise SetupError("Python's packages could not be downloaded: check the network, then make bundle again")
 
 
 def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -136,7 +148,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["check"]:
             check()
             return 0
-        if BUNDLE.exists() and not (ROOT / ".git").exists():
+        if BUNDLE.exists():
             raise SetupError("this folder comes from a bundle: copy the file it came from")
         archive = pack()
     except (SetupError, subprocess.CalledProcessError, OSError) as error:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import bundle
 import pytest
+from doctor import local
 from setup import CARGO_HOME, SetupError
 from steps import CACHE
 from test_notebooks import ROOT
+from test_situations import Clone
 
 
 @pytest.fixture
@@ -22,14 +24,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this test's bundle is made."""
     monkeypatch.setattr(bundle, "BUNDLE", tmp_path / "bundle")
     monkeypatch.setattr(bundle, "SYSTEM", tmp_path / "bundle/system.json")
-    (tmp_path / "bundle/wheels").mkdir(parents=True)
+    monkeypatch.setattr(bundle, "MAKING", tmp_path / "making")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "making/wheels").mkdir(parents=True)
     return tmp_path
 
 
 def test_nothing_private_is_packed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "BUNDLE", ROOT / "target/bundle-of-a-test")
-    (bundle.BUNDLE / "wheels").mkdir(parents=True)
-    monkeypatch.setattr(bundle, "SYSTEM", bundle.BUNDLE / "system.json")
+    monkeypatch.setattr(bundle, "BUNDLE", ROOT / "target/bundle")
     secret = ROOT / "target/devices/local/key.pem"
     secret.parent.mkdir(parents=True, exist_ok=True)
     stray = ROOT / "stray-of-a-test.pem"
@@ -40,11 +42,10 @@ def test_nothing_private_is_packed(place: Path, monkeypatch: pytest.MonkeyPatch)
     finally:
         for each in (secret, stray):
             each.unlink()
-        shutil.rmtree(bundle.BUNDLE)
     built = {each for each in places if each.startswith("target/") and not each.startswith("target/rust/")}
     assert {"Makefile", "data/iris.csv", "target/setup/evcxr_jupyter", "target/notebook/deploy"} <= places
     assert {Path(each).parent.as_posix() for each in built} <= {
-        "target/bundle-of-a-test", "target/notebook", "target/notebook/deps", "target/setup",
+        "target/bundle", "target/notebook", "target/notebook/deps", "target/setup",
     }  # fmt: skip
     assert not [each for each in places - built if each.endswith(".pem") and "amazon-roots" not in each]
     assert not [each for each in places if each.startswith((".git/", ".venv/")) or "cargo.env" in each]
@@ -84,20 +85,62 @@ def test_so_is_an_older_c_library(place: Path) -> None:
         bundle.check()
 
 
-def test_ctrl_c_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("when", ["packages", "packing"])
+def test_ctrl_c_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        assert list(place.glob("*.part"))
+        assert list(place.glob("*.part" if when == "packing" else "making/wheels"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bundle, "TARGET", place)
+    (place / "bundle").rmdir()
     monkeypatch.setattr(bundle.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess("", 0, stdout="Makefile\0"))
     monkeypatch.setattr(bundle, "contents", lambda: [(ROOT / "Makefile", Path("Makefile"))])
-    monkeypatch.setattr(tarfile.TarFile, "add", interrupted)
+    owner, function = (tarfile.TarFile, "add") if when == "packing" else (bundle.subprocess, "run")
+    monkeypatch.setattr(owner, function, interrupted)
     assert bundle.main([]) == 130 and list(place.iterdir()) == []
     assert capsys.readouterr().err == "bundle: stopped, and nothing is left of it\n"
 
 
-@pytest.mark.skipif("FULL" not in os.environ, reason="half a gigabyte: make test-all")
+def test_without_network_or_git_it_says_so_and_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bundle, "TARGET", place)
+    (place / "bundle").rmdir()
+    monkeypatch.setattr(bundle, "system", dict)
+    answers = iter([1, 0, 0, 128])
+    run = lambda *_, **__: subprocess.CompletedProcess("", next(answers), "", "fatal: not a git repository")  # noqa: E731
+    monkeypatch.setattr(bundle.subprocess, "run", run)
+    assert bundle.main([]) == 1 and "check the network, then make bundle again" in capsys.readouterr().err
+    assert bundle.main([]) == 1 and "here it says: fatal: not a git repository" in capsys.readouterr().err
+    assert list(place.iterdir()) == []
+
+
+def test_a_bundle_is_not_made_of_a_bundle(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bundle.main([]) == 1 and "copy the file it came from" in capsys.readouterr().err
+
+
+def test_rust_from_a_bundle_comes_first_for_the_programs_and_the_deployed_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = Clone(tmp_path / "clone")
+    assert "LD_LIBRARY_PATH" not in clone.environment()
+    rust = clone.folder / "target/rust"
+    library = rust / "lib/rustlib/here/lib"
+    for folder in (rust / "bin", library, clone.folder / "target/bundle"):
+        folder.mkdir(parents=True)
+    seen = clone.environment()
+    assert seen["PATH"].startswith(f"{clone.folder}/.venv/bin:{rust}/bin:") and seen["LD_LIBRARY_PATH"] == str(library)
+
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
+    monkeypatch.setattr(local, "BUNDLE", str(tmp_path / "none"))
+    assert "LD_LIBRARY_PATH" not in local.Settings({}).environment()  # the user's own
+    monkeypatch.setattr(local, "BUNDLE", str(clone.folder / "target/bundle"))
+    assert local.Settings({}).environment()["LD_LIBRARY_PATH"] == str(library)
+
+
+@pytest.mark.skipif("FULL" not in os.environ, reason="0.7 GB: make test-all")
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="only root may take the network away")
 def test_a_second_machine_without_a_network_compiles_nothing_but_cells(tmp_path: Path) -> None:
     """Another folder, an empty home, no interface but loopback, and nothing that was here before."""
