@@ -137,26 +137,35 @@ class Debian:
             shutil.copy2(ROOT / name, to)
         subprocess.run(["chroot", self.folder, "chown", "-R", f"{self.user}:", self.workdir], check=True)
 
+    def start(self):
+        """What the image starts answers whoever has the token, and nobody else."""
+        with subprocess.Popen(self.command(shlex.join(json.loads(argument("CMD")))), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True) as lab:  # fmt: skip
+            try:
+                said = ""
+                while not (found := re.search(r"http://127\S+/lab\?token=\S+", said)):
+                    said += (line := lab.stdout.readline())
+                    assert line, said  # it has ended
+                found = found[0]
+                with pytest.raises(HTTPError, match="403"):
+                    urlopen(found.replace("/lab?token=", "/api/contents?token=not"), timeout=30)
+                assert urlopen(found.replace("/lab?", "/api/contents?"), timeout=30).status == 200
+            finally:
+                # The first process of a namespace takes all others along.
+                for first in Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text().split():
+                    os.kill(int(first), signal.SIGKILL)
+
 
 @pytest.mark.skipif("FULL" not in os.environ, reason="20 minutes: make test-all")
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("debootstrap"), reason="needs root and debootstrap")
 def test_its_steps_build_all_in_a_bare_debian_and_end_in_a_jupyterlab_that_asks_for_its_token():
     folder = setup.TARGET / "container"
-    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["rm", "-rf", folder], check=True)
     debian = Debian(folder)
     try:
         for name, rest in instructions():
             debian.step(name, rest)
         debian.run("make demo && make stop")
-        with subprocess.Popen(debian.command(shlex.join(json.loads(argument("CMD")))), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True) as lab:  # fmt: skip
-            try:
-                found = next(filter(None, (re.search(r"http://127\S+", line) for line in lab.stdout)))[0]
-                with pytest.raises(HTTPError, match="403"):
-                    urlopen(found.replace("/lab?token=", "/api/contents?token=not"), timeout=10)
-                assert urlopen(found.replace("/lab?", "/api/contents?"), timeout=10).status == 200
-            finally:
-                # The first process of a namespace takes all others along.
-                os.kill(int(Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text()), signal.SIGKILL)
+        debian.start()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["rm", "-rf", folder], check=True)
