@@ -40,7 +40,8 @@ IOT_MTLS_PORT  := $(or $(call last,IOT_MTLS_PORT),8883)
 endif
 export STACK TARGET DEVICE NAME NB ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Then the Rust that a bundle has brought along.
+export PATH := $(CURDIR)/.venv/bin:$(patsubst %,$(CURDIR)/%:,$(wildcard target/rust/bin))$(PATH)
 
 NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
 WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
@@ -57,7 +58,7 @@ unexport CARGO_ENCODED_RUSTFLAGS CARGO_INCREMENTAL RUSTFLAGS RUSTDOCFLAGS RUSTC 
 unexport CFLAGS CXXFLAGS CPPFLAGS LDFLAGS PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
 # What comes from a bundle looks for Rust's standard library where the other machine had it.
 ifneq ($(wildcard target/bundle),)
-export LD_LIBRARY_PATH := $(shell rustc --print target-libdir)
+export LD_LIBRARY_PATH := $(or $(addprefix $(CURDIR)/,$(wildcard target/rust/lib/rustlib/*/lib)),$(shell rustc --print target-libdir))
 endif
 # Where the home directory cannot be written, what would be kept there is kept here.
 ifneq ($(shell test -w "$$HOME/" && echo yes),yes)

@@ -3,9 +3,10 @@
     bundle.py        write target/iris-workshop-<system>.tar.gz
     bundle.py check  (where it was unpacked) say whether this machine is such a system
 
-The second machine needs Rust, Python, a C compiler and make, as every machine does. It compiles nothing but cells: what is
-built comes along with the stamps by which `setup.py` sees that it is done. Python's packages come as wheels, and .venv is
-made from them, because a .venv knows its own folder. Of keys, certificates and the local cloud nothing is packed.
+The second machine needs Python, a C compiler and make. Rust comes along where it is rustup's, which runs from any folder.
+Nothing is compiled there but cells: what is built comes with the stamps by which `setup.py` sees that it is done. Python's
+packages come as wheels, and .venv is made from them, because a .venv knows its own folder. Of keys, certificates and the
+local cloud nothing is packed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +25,10 @@ from pathlib import Path
 from setup import BUILD, HERE, LIBRARY, LINK, TARGET, VENV, rustc_version
 from steps import ROOT, STAMPS, SetupError
 
-BUNDLE = TARGET / "bundle"
+BUNDLE = TARGET / "bundle"  # where it was unpacked; others see by it that they are on the second machine
 SYSTEM = BUNDLE / "system.json"
+MAKING = TARGET / "bundle-in-the-making"
+RUST = Path("target/rust")  # the Makefile finds it there
 
 
 def system() -> dict[str, str]:
@@ -48,9 +52,37 @@ def check() -> None:
         raise SetupError(f"This bundle needs glibc {'.'.join(map(str, there['libc']))} or newer, as on the machine it was made on")
 
 
+def lock(patch: int) -> Iterator[str]:
+    """The lines of requirements.txt for that patch release of this Python. The same packages need not fit all of them:
+    one that asks for 3.11.5 has another version for Debian's 3.11.2."""
+    from packaging.markers import Marker
+
+    release = {"python_full_version": "{}.{}.{}".format(*sys.version_info[:2], patch)}
+    for line in (HERE / "requirements.txt").read_text().replace("\\\n", "").splitlines():
+        pin, marker, hashes = re.fullmatch(r"(\S*)(?:\s*;\s*(.*?))?((?:\s+--hash\S*)*)\s*(?:#.*)?", line.strip()).groups()
+        if pin and (marker is None or Marker(marker).evaluate(release)):
+            yield pin + hashes
+
+
+def rust() -> Iterator[tuple[Path, Path]]:
+    """What compiles a cell, of the Rust that is used here. A distribution's stays: its parts lie all over the system."""
+    sysroot = Path(subprocess.run(["rustc", "--print", "sysroot"], check=True, capture_output=True, text=True).stdout.strip())
+    if not (sysroot / "lib/rustlib/components").exists():
+        return
+    host = re.search(r"^host: (\S+)", rustc_version(), re.MULTILINE)[1]
+    library = [f"lib/rustlib/src/rust/library/{name}/**/*" for name in ("core", "alloc", "std")]  # for completion
+    licence = ["share/doc/rust/COPYRIGHT*", "share/doc/rust/licenses/*"]
+    for pattern in ["bin/rustc", "bin/cargo", "lib/*.*", f"lib/rustlib/{host}/**/*", *library, *licence]:
+        yield from ((path, RUST / path.relative_to(sysroot)) for path in sysroot.glob(pattern) if path.is_file())
+
+
 def contents() -> Iterator[tuple[Path, Path]]:
     """Each file, and its place in the project's folder."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    # Without a stray file, and without what a teacher noted down beside them.
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if git.returncode:
+        raise SetupError(f"Git says which files belong to the project, and here it says: {git.stderr.strip()}")
+    listed = git.stdout
     yield from ((ROOT / name, Path(name)) for name in listed.split("\0") if name and (ROOT / name).exists())
     built = [BUILD / name for name in ("deploy", "client", "bootstrap")]
     # For a cell the compiler reads the metadata of the library's crates; their code is in the library.
@@ -58,27 +90,25 @@ def contents() -> Iterator[tuple[Path, Path]]:
     built += [LIBRARY, *crates.glob("*.rmeta"), *crates.glob(f"*{LIBRARY.suffix}")]
     built += [path for path in crates.glob("*.rlib") if not path.with_suffix(".rmeta").exists()]
     built += [STAMPS / name for name in ("notebook-library", "programs", "function", "Rust-kernel")]
-    built += [SYSTEM, *(BUNDLE / "wheels").iterdir()]
     yield from ((path, path.relative_to(ROOT)) for path in dict.fromkeys(built))
+    for path in (MAKING / SYSTEM.name, *(MAKING / "wheels").iterdir()):
+        yield path, (BUNDLE / path.relative_to(MAKING)).relative_to(ROOT)
     yield LINK.resolve(), LINK.relative_to(ROOT)
+    yield from rust()
 
 
 def pack() -> Path:
     """Write the bundle; gives back where. It appears whole or not at all."""
-    wheels = BUNDLE / "wheels"
-    shutil.rmtree(BUNDLE, ignore_errors=True)
-    wheels.mkdir(parents=True)
-    print("bundle: Python's packages …", flush=True)
-    download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
-    subprocess.run([*download, "-r", HERE / "requirements.txt", "--dest", wheels], check=True)
-    libc = [int(part) for part in platform.libc_ver()[1].split(".") if part]
-    SYSTEM.write_text(json.dumps({**system(), "libc": libc}, indent=1))
-    files = list(contents())
-    size, done, said = sum(path.stat().st_size for path, _ in files), 0, -1
     name = f"iris-workshop-{platform.system()}-{platform.machine()}".lower()
     archive = TARGET / f"{name}.tar.gz"
     part = archive.with_suffix(".part")
+    shutil.rmtree(MAKING, ignore_errors=True)
     try:
+        wheels()
+        libc = [int(number) for number in platform.libc_ver()[1].split(".") if number]
+        (MAKING / SYSTEM.name).write_text(json.dumps({**system(), "libc": libc}, indent=1))
+        files = list(contents())
+        size, done, said = sum(path.stat().st_size for path, _ in files), 0, -1
         with tarfile.open(part, "w:gz", compresslevel=1) as tar:
             for path, place in files:
                 tar.add(path, Path("iris-workshop") / place, filter=anonymous)
@@ -89,8 +119,21 @@ def pack() -> Path:
         part.rename(archive)
     finally:
         part.unlink(missing_ok=True)
-        shutil.rmtree(BUNDLE)
+        shutil.rmtree(MAKING, ignore_errors=True)
     return archive
+
+
+def wheels() -> None:
+    """Python's packages, each checked against its hash."""
+    folder = MAKING / "wheels"
+    folder.mkdir(parents=True)
+    download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+    download += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", folder]
+    for part, patch in enumerate((0, 99), 1):  # between them, all releases of this Python
+        print(f"bundle: Python's packages, {part} of 2 …", flush=True)
+        (MAKING / "lock").write_text("\n".join(lock(patch)))
+        if subprocess.run([*download, "-r", MAKING / "lock"], check=False).returncode:
+            raise SetupError("Python's packages could not be downloaded: check the network, then make bundle again")
 
 
 def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -105,7 +148,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["check"]:
             check()
             return 0
-        if BUNDLE.exists() and not (ROOT / ".git").exists():
+        if BUNDLE.exists():
             raise SetupError("this folder comes from a bundle: copy the file it came from")
         archive = pack()
     except (SetupError, subprocess.CalledProcessError, OSError) as error:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -70,9 +71,6 @@ def test_the_dev_container_uses_what_there_is():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-
-
 def free_ports():
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
@@ -93,7 +91,7 @@ class Debian:
         environment = {name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ}
         environment |= {"PATH": f"{self.rust}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "CARGO_HOME": "/usr/local/cargo"}
         environment |= {"HOME": "/root" if self.user == "root" else f"/home/{self.user}", "DEBIAN_FRONTEND": "noninteractive"}
-        environment |= self.ports | {"SSL_CERT_FILE": CERTIFICATES, "PIP_CERT": CERTIFICATES, "CARGO_HTTP_CAINFO": CERTIFICATES}
+        environment |= self.ports | dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "CARGO_HTTP_CAINFO"), "/certificates")
         inside = ["bash", "-c", mount, self.folder, self.user, *(f"{k}={v}" for k, v in environment.items())]
         inside += ["sh", "-c", f"cd {shlex.quote(self.workdir)} && {line}"]
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", *map(str, inside)]
@@ -118,9 +116,8 @@ class Debian:
     def base(self, suite):
         """What the base image has: Debian, and Rust where that image keeps it."""
         subprocess.run(["debootstrap", "--variant=minbase", suite, self.folder], check=True, stdout=subprocess.DEVNULL)
-        for file in ("/etc/resolv.conf", CERTIFICATES):
-            (self.folder / file[1:]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, self.folder / file[1:])
+        shutil.copy("/etc/resolv.conf", self.folder / "etc")
+        shutil.copy("/etc/ssl/certs/ca-certificates.crt", self.folder / "certificates")  # with those of a proxy here
         sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
         place = (self.folder / self.rust[1:]).parent
         shutil.copytree(sysroot, place, symlinks=True, ignore=shutil.ignore_patterns("share", "rust-src"))
@@ -140,25 +137,35 @@ class Debian:
             shutil.copy2(ROOT / name, to)
         subprocess.run(["chroot", self.folder, "chown", "-R", f"{self.user}:", self.workdir], check=True)
 
+    def start(self):
+        """What the image starts answers whoever has the token, and nobody else."""
+        with subprocess.Popen(self.command(shlex.join(json.loads(argument("CMD")))), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True) as lab:  # fmt: skip
+            try:
+                said = ""
+                while not (found := re.search(r"http://127\S+/lab\?token=\S+", said)):
+                    said += (line := lab.stdout.readline())
+                    assert line, said  # it has ended
+                found = found[0]
+                with pytest.raises(HTTPError, match="403"):
+                    urlopen(found.replace("/lab?token=", "/api/contents?token=not"), timeout=30)
+                assert urlopen(found.replace("/lab?", "/api/contents?"), timeout=30).status == 200
+            finally:
+                # The first process of a namespace takes all others along.
+                for first in Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text().split():
+                    os.kill(int(first), signal.SIGKILL)
+
 
 @pytest.mark.skipif("FULL" not in os.environ, reason="20 minutes: make test-all")
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("debootstrap"), reason="needs root and debootstrap")
 def test_its_steps_build_all_in_a_bare_debian_and_end_in_a_jupyterlab_that_asks_for_its_token():
     folder = setup.TARGET / "container"
-    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["rm", "-rf", folder], check=True)
     debian = Debian(folder)
     try:
         for name, rest in instructions():
             debian.step(name, rest)
         debian.run("make demo && make stop")
-        with subprocess.Popen(debian.command(shlex.join(json.loads(argument("CMD")))), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True) as lab:  # fmt: skip
-            try:
-                found = next(filter(None, (re.search(r"http://127\S+", line) for line in lab.stdout)))[0]
-                with pytest.raises(HTTPError, match="403"):
-                    urlopen(found.replace("/lab?token=", "/api/contents?token=not"), timeout=10)
-                assert urlopen(found.replace("/lab?", "/api/contents?"), timeout=10).status == 200
-            finally:
-                lab.terminate()
+        debian.start()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["rm", "-rf", folder], check=True)
