@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -143,10 +144,13 @@ class Debian:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as lab:
             try:
                 said = ""
-                while not (found := re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", said)):
+                while not (found := re.search(r"(http://127\.0\.0\.1:(\d+))/lab\S*\?token=(\w+)", said)):
                     said += (line := lab.stdout.readline())
                     assert line, said  # it has ended
-                address, token = found.groups()
+                address, port, token = found.groups()
+                while lab.poll() is None:  # it says so a little before it listens
+                    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                        break
                 with pytest.raises(HTTPError, match="403"):
                     urlopen(f"{address}/api/contents?token=not{token}", timeout=30)
                 assert urlopen(f"{address}/api/contents?token={token}", timeout=30).status == 200
