@@ -188,7 +188,7 @@ device-dir: ## Print the folder of a device and nothing else: make -s device-dir
 dlq: $(CLOUD) ## List the questions that failed
 	@$(DEPLOY) dlq
 
-redrive: $(CLOUD) ## Ask them again; the answers go to the devices
+redrive: $(CLOUD) ## Ask the questions that failed again; the answers go to the devices
 	@$(DEPLOY) redrive
 
 status: $(CLOUD) ## Say what is deployed
