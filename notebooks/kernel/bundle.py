@@ -28,6 +28,7 @@ from steps import ROOT, STAMPS, SetupError
 BUNDLE = TARGET / "bundle"  # where it was unpacked; others see by it that they are on the second machine
 SYSTEM = BUNDLE / "system.json"
 MAKING = TARGET / "bundle-in-the-making"
+PATCHES = (0, 99)  # patch releases of this Python whose packages, together, fit all others
 RUST = Path("target/rust")  # the Makefile finds it there
 
 
@@ -129,8 +130,8 @@ def wheels() -> None:
     folder.mkdir(parents=True)
     download = [VENV / "bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     download += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", folder]
-    for part, patch in enumerate((0, 99), 1):  # between them, all releases of this Python
-        print(f"bundle: Python's packages, {part} of 2 …", flush=True)
+    for part, patch in enumerate(PATCHES, 1):
+        print(f"bundle: Python's packages, {part} of {len(PATCHES)} …", flush=True)
         (MAKING / "lock").write_text("\n".join(lock(patch)))
         if subprocess.run([*download, "-r", MAKING / "lock"], check=False).returncode:
             raise SetupError("Python's packages could not be downloaded: check the network, then make bundle again")

@@ -226,6 +226,8 @@ def cargo(*arguments: str) -> list[str | Path]:
 
 def build_for_lambda() -> int:
     """What is shipped to AWS: built by cargo-lambda for Lambda's own Linux."""
+    if (TARGET / "rust").exists():
+        raise SetupError("A bundle builds nothing for AWS: clone the project, with a network and Rust of your own, and deploy from there")
     intel = os.environ.get("ARCH") == "x86_64"
     build = ["cargo", "lambda", "build", "--quiet", "--locked", "--release", "--x86-64" if intel else "--arm64"]
     # cargo-lambda's own choice, which would come after the user's flags.

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -139,17 +140,20 @@ class Debian:
 
     def start(self):
         """What the image starts answers whoever has the token, and nobody else."""
-        with subprocess.Popen(self.command(shlex.join(json.loads(argument("CMD")))), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True) as lab:  # fmt: skip
+        command = self.command("timeout 120 " + shlex.join(json.loads(argument("CMD"))))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as lab:
             try:
                 said = ""
-                while not (found := re.search(r"http://127\S+/lab\?token=\S+", said)):
+                while not (found := re.search(r"(http://127\.0\.0\.1:(\d+))/lab\S*\?token=(\w+)", said)):
                     said += (line := lab.stdout.readline())
                     assert line, said  # it has ended
-                found = found[0]
+                address, port, token = found.groups()
+                while lab.poll() is None:  # it says so a little before it listens
+                    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                        break
                 with pytest.raises(HTTPError, match="403"):
-                    urlopen(found.replace("/lab?token=", "/api/contents?token=not"), timeout=30)
-                assert urlopen(found.replace("/lab?", "/api/contents?"), timeout=30).status == 200
+                    urlopen(f"{address}/api/contents?token=not{token}", timeout=30)
+                assert urlopen(f"{address}/api/contents?token={token}", timeout=30).status == 200
             finally:
                 # The first process of a namespace takes all others along.
                 for first in Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text().split():
