@@ -83,13 +83,13 @@ def plan(deck, books, wanted, breaks):
     for n, (title, minutes, note) in enumerate(deck, 1):
         if n == len(deck):
             steps += [(number, *books[number]) for number in wanted if number not in named]
-        steps.append((None, f"slide: {title}", minutes))
-        steps += [(number, *books[number]) for number in wanted if f"then notebook {number}" in note]
+        announced = [number for number in wanted if f"then notebook {number}" in note]
+        # A slide belongs to what it announces: a break comes before both.
+        steps.append((announced[0] if announced else None, f"slide: {title}", minutes))
+        steps += [(number, *books[number]) for number in announced]
     for n, minutes in enumerate(breaks, 1):
         number = wanted[n * len(wanted) // (len(breaks) + 1)]
         at = next(i for i, step in enumerate(steps) if step[0] == number)
-        if f"then notebook {number}" in next((note for title, _, note in deck if steps[at - 1][1] == f"slide: {title}"), ""):
-            at -= 1  # the slide that announces it comes after the break, too
         steps.insert(at, (None, "break", minutes))
     return [(what, minutes) for _, what, minutes in steps]
 

@@ -33,8 +33,7 @@ def pages():
         pytest.skip("no npx here, which brings the slides' program: apt install npm")
     subprocess.run(["make", "site"], cwd=ROOT, check=True, timeout=300)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    found = sorted(path for path in SITE.rglob("*.html") if path.name not in ("slides.html", "handout.html"))
-    return found
+    return sorted(path for path in SITE.rglob("*.html") if path.name not in ("slides.html", "handout.html"))
 
 
 class Links(HTMLParser):

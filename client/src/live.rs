@@ -111,7 +111,7 @@ impl Live {
         };
         let client = Client::connect(&device, settings).await?;
         let run = Run::new(client.describe().await?, &self.csv, 0);
-        let told_run = run.line();
+        let run_text = run.line();
         let asking = Arc::new(Asking::new(client, self.csv, run, self.rate));
         asking.find_axes().await;
 
@@ -126,7 +126,7 @@ impl Live {
         let app = router(Arc::clone(&asking), guard);
         let mut ending = asking.over.subscribe();
         let mut served = std::pin::pin!(async {
-            println!("{text}\n{told_run}");
+            println!("{text}\n{run_text}");
             // A machine without a browser has the address on its terminal.
             if !self.no_browser && door.lead_to(&here).is_ok() {
                 let _ = open::that_detached(&door.0);

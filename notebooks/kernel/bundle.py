@@ -1,7 +1,5 @@
-"""`make bundle`: all that a second machine of the same system needs, in one file, for a room without a network.
-
-    bundle.py        write target/iris-workshop-<system>.tar.gz
-    bundle.py check  (where it was unpacked) say whether this machine is such a system
+"""`make bundle`: all that a second machine of the same system needs, in one file, for a room without a network. There,
+`setup.py` asks `check` whether it is such a system.
 
 The second machine needs Python, a C compiler and make. Rust comes along where it is rustup's, which runs from any folder.
 Nothing is compiled there but cells: what is built comes with the stamps by which `setup.py` sees that it is done. Python's
@@ -22,10 +20,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from setup import BUILD, HERE, LIBRARY, LINK, TARGET, VENV, rustc_version
+from setup import BUILD, BUNDLE, HERE, LIBRARY, LINK, TARGET, VENV, host, rustc_version, sysroot
 from steps import ROOT, STAMPS, SetupError
 
-BUNDLE = TARGET / "bundle"  # where it was unpacked; others see by it that they are on the second machine
 SYSTEM = BUNDLE / "system.json"
 MAKING = TARGET / "bundle-in-the-making"
 PATCHES = (0, 99)  # patch releases of this Python whose packages, together, fit all others
@@ -67,14 +64,13 @@ def lock(patch: int) -> Iterator[str]:
 
 def rust() -> Iterator[tuple[Path, Path]]:
     """What compiles a cell, of the Rust that is used here. A distribution's stays: its parts lie all over the system."""
-    sysroot = Path(subprocess.run(["rustc", "--print", "sysroot"], check=True, capture_output=True, text=True).stdout.strip())
-    if not (sysroot / "lib/rustlib/components").exists():
+    root = sysroot()
+    if not (root / "lib/rustlib/components").exists():
         return
-    host = re.search(r"^host: (\S+)", rustc_version(), re.MULTILINE)[1]
     library = [f"lib/rustlib/src/rust/library/{name}/**/*" for name in ("core", "alloc", "std")]  # for completion
     licence = ["share/doc/rust/COPYRIGHT*", "share/doc/rust/licenses/*"]
-    for pattern in ["bin/rustc", "bin/cargo", "lib/*.*", f"lib/rustlib/{host}/**/*", *library, *licence]:
-        yield from ((path, RUST / path.relative_to(sysroot)) for path in sysroot.glob(pattern) if path.is_file())
+    for pattern in ["bin/rustc", "bin/cargo", "lib/*.*", f"lib/rustlib/{host()}/**/*", *library, *licence]:
+        yield from ((path, RUST / path.relative_to(root)) for path in root.glob(pattern) if path.is_file())
 
 
 def contents() -> Iterator[tuple[Path, Path]]:
@@ -144,11 +140,8 @@ def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     try:
-        if arguments == ["check"]:
-            check()
-            return 0
         if BUNDLE.exists():
             raise SetupError("this folder comes from a bundle: copy the file it came from")
         archive = pack()
@@ -164,4 +157,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -107,7 +107,7 @@ def ports(settings: local.Settings) -> Iterator[bool]:
 
 def network() -> Iterator[bool]:
     """Through the tools themselves: they know the user's mirrors, proxies and certificates."""
-    if (ROOT / "target/bundle").exists():
+    if setup.BUNDLE.exists():
         yield line(OK, "network", "not needed: this folder comes from a bundle")
         return
     ask = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]

@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 TARGET = ROOT / "target"
 BUILD = TARGET / "notebook"
+BUNDLE = TARGET / "bundle"  # there only where `make bundle` of another machine was unpacked
 # No other kernel has this name: not the `rust` that many have in their home directory.
 KERNEL = VENV / "share" / "jupyter" / "kernels" / "iris-workshop"
 LIBRARY = BUILD / "deps" / ("libworkshop.dylib" if sys.platform == "darwin" else "libworkshop.so")
@@ -206,10 +207,21 @@ def sealed(profile: str) -> dict[str, str]:
     return environment
 
 
+def host() -> str:
+    """This machine as Rust calls it, such as x86_64-unknown-linux-gnu."""
+    triple = re.search(r"^host: (\S+)", rustc_version(), re.MULTILINE)
+    return triple[1] if triple else "host"
+
+
+def sysroot() -> Path:
+    """Where the Rust that is used here has its programs and libraries."""
+    asked = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True)
+    return Path(asked.stdout.strip())
+
+
 def linker_variable() -> str:
     """The name by which the environment chooses this machine's linker, before any file."""
-    triple = re.search(r"^host: (\S+)", rustc_version(), re.MULTILINE)
-    return f"CARGO_TARGET_{triple[1] if triple else 'host'}_LINKER".upper().replace("-", "_")
+    return f"CARGO_TARGET_{host()}_LINKER".upper().replace("-", "_")
 
 
 def cargo(*arguments: str) -> list[str | Path]:
@@ -333,8 +345,7 @@ def standard_library() -> Path:
     """The sources of the standard library as completion needs them. Without `core::arch`, thousands of processor
     instructions that would take half of a kernel's start to read. Where rustup has no sources, it is empty, and
     completion knows less: the kernel would try to fetch them at each start."""
-    sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
-    sources, links = Path(sysroot, "lib/rustlib/src/rust/library"), STAMPS / "library"
+    sources, links = sysroot() / "lib/rustlib/src/rust/library", STAMPS / "library"
     shutil.rmtree(links, ignore_errors=True)
     for name in ("core", "alloc", "std"):
         if (sources / name).exists():
@@ -475,11 +486,6 @@ def main(arguments: list[str]) -> int:
             return 0
         rustc = rustc_version()
         check_tools(rustc)
-        if (TARGET / "bundle").exists():  # unpacked from another machine's
-            import bundle
-
-            bundle.check()
-            os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=(TARGET / "bundle/wheels").as_uri())  # a path may have a space
         STAMPS.mkdir(parents=True, exist_ok=True)
         with (STAMPS / "lock").open("w") as lock:
             # Two at once: the second waits, and then finds everything done.
@@ -490,6 +496,11 @@ def main(arguments: list[str]) -> int:
             if run.waiting:
                 share_cargo_settings()
                 sealed("notebook")  # refused before anything is installed
+                if BUNDLE.exists():
+                    import bundle
+
+                    bundle.check()
+                    os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=(BUNDLE / "wheels").as_uri())
             run.go()
             if arguments == ["lambda"]:
                 return build_for_lambda()

@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_nothing(
     monkeypatch.setattr(bundle, "contents", lambda: [(ROOT / "Makefile", Path("Makefile"))])
     owner, function = (tarfile.TarFile, "add") if when == "packing" else (bundle.subprocess, "run")
     monkeypatch.setattr(owner, function, interrupted)
-    assert bundle.main([]) == 130 and list(place.iterdir()) == []
+    assert bundle.main() == 130 and list(place.iterdir()) == []
     assert capsys.readouterr().err == "bundle: stopped, and nothing is left of it\n"
 
 
@@ -113,13 +113,13 @@ def test_without_network_or_git_it_says_so_and_leaves_nothing(
     answers = iter([1, 0, 0, 128])
     run = lambda *_, **__: subprocess.CompletedProcess("", next(answers), "", "fatal: not a git repository")  # noqa: E731
     monkeypatch.setattr(bundle.subprocess, "run", run)
-    assert bundle.main([]) == 1 and "check the network, then make bundle again" in capsys.readouterr().err
-    assert bundle.main([]) == 1 and "here it says: fatal: not a git repository" in capsys.readouterr().err
+    assert bundle.main() == 1 and "check the network, then make bundle again" in capsys.readouterr().err
+    assert bundle.main() == 1 and "here it says: fatal: not a git repository" in capsys.readouterr().err
     assert list(place.iterdir()) == []
 
 
 def test_a_bundle_is_not_made_of_a_bundle(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bundle.main([]) == 1 and "copy the file it came from" in capsys.readouterr().err
+    assert bundle.main() == 1 and "copy the file it came from" in capsys.readouterr().err
 
 
 def test_rust_from_a_bundle_comes_first_for_the_programs_and_the_deployed_function(
@@ -161,8 +161,7 @@ def test_a_second_machine_without_a_network_compiles_nothing_but_cells(tmp_path:
     rustc.rename(rustc.with_name("rustc.real"))
     rustc.write_text('#!/bin/sh\necho "$@" >> /mnt/rustc\nexec "$0.real" "$@"\n')
     rustc.chmod(0o755)
-    sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
-    hide = [f"mount -t tmpfs none '{each}'" for each in (sysroot, CARGO_HOME, CACHE, ROOT) if Path(each).exists()]
+    hide = [f"mount -t tmpfs none '{each}'" for each in (setup.sysroot(), CARGO_HOME, CACHE, ROOT) if Path(each).exists()]
     steps = ["ip link set lo up", f"mount --bind '{tmp_path}' /mnt", *hide, "cd /mnt/iris-workshop"]
     command = " && ".join(steps) + " && ! rustc --version && { make demo; code=$?; make stop; exit $code; }"
     path = f"{Path(sys.base_prefix, 'bin')}:/usr/bin:/bin:/usr/sbin:/sbin"

@@ -119,9 +119,8 @@ class Debian:
         subprocess.run(["debootstrap", "--variant=minbase", suite, self.folder], check=True, stdout=subprocess.DEVNULL)
         shutil.copy("/etc/resolv.conf", self.folder / "etc")
         shutil.copy("/etc/ssl/certs/ca-certificates.crt", self.folder / "certificates")  # with those of a proxy here
-        sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
         place = (self.folder / self.rust[1:]).parent
-        shutil.copytree(sysroot, place, symlinks=True, ignore=shutil.ignore_patterns("share", "rust-src"))
+        shutil.copytree(setup.sysroot(), place, symlinks=True, ignore=shutil.ignore_patterns("share", "rust-src"))
         registry = setup.CARGO_HOME / "registry"  # what has been downloaded before
         cargo = self.folder / "usr/local/cargo"
         cargo.mkdir()
