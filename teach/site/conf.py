@@ -48,8 +48,10 @@ highlight_language = "text"
 pygments_dark_style = "a11y-high-contrast-dark"
 html_theme = "furo"
 html_favicon = "../../client/src/live/icon.svg"
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_show_search_summary = False  # a page from a file may not read another one, which is where summaries come from
 html_copy_source = False
 html_show_copyright = False
 html_permalinks = False
@@ -97,8 +99,9 @@ def complete(app, page, text):
         text[0] = json.dumps(notebook)
 
 
-def add_slides(app, page, template, context, doctree):
-    """Sphinx lists only its own pages; the slides are the last of the sidebar."""
+def complete_sidebar(app, page, template, context, doctree):
+    """Sphinx lists only its own pages: the slides come last. A screen reader wants the level of a heading."""
+    context["furo_navigation_tree"] = context["furo_navigation_tree"].replace('role="heading"', 'role="heading" aria-level="2"')
     for name in ("slides", "handout"):
         link = f'<a class="reference internal" href="{context["pathto"](f"teach/{name}.html", 1)}">{name.title()}</a>'
         context["furo_navigation_tree"] += f'<ul><li class="toctree-l1">{link}</li></ul>'
@@ -119,5 +122,5 @@ def setup(app):
     app.add_source_parser(Source)
     app.connect("source-read", complete)
     app.connect("doctree-read", link_files)
-    app.connect("html-page-context", add_slides, priority=900)  # after the theme, which makes the tree
+    app.connect("html-page-context", complete_sidebar, priority=900)  # after the theme, which makes the tree
     app.connect("build-finished", finish)
