@@ -231,10 +231,27 @@ live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20
 schedule: ## Say what two hours and four hours hold, from the minutes of slides and notebooks
 	@"$(PYTHON)" teach/schedule.py
 
-slides: ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
-	@mkdir -p target
-	@for name in slides handout; do npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o target/$$name.html teach/$$name.md || exit 1; done
+slides: target/slides.html target/handout.html ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
 	@echo "target/slides.html (p: speaker's view, f: full screen), target/handout.html (one sheet of A4)"
+
+target/%.html: teach/%.md teach/handout.css
+	@command -v npx >&- || { echo "The slides need npx, which comes with Node.js: apt install npm"; exit 1; }
+	@mkdir -p target
+	@npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o $@ $<
+
+site: target/slides.html target/handout.html target/site/installed ## Make a website of all there is to read: target/site/html, works offline (needs Node.js)
+	@rm -rf target/site/html
+	@target/site/venv/bin/sphinx-build -q -W --keep-going -c teach/site -d target/site/doctrees . target/site/html \
+	  || { echo "The site is not made: each line above names a file and what is wrong in it."; exit 1; }
+	@echo "target/site/html/index.html"
+
+# Beside .venv, which need not wait for it.
+target/site/installed: teach/site/requirements.txt
+	@mkdir -p target/site
+	@"$(PYTHON)" -m venv --clear target/site/venv
+	@target/site/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< \
+	  || { echo "The site's packages are not installed: this needs the network once, and Python 3.10 or newer."; exit 1; }
+	@touch $@
 
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
@@ -276,4 +293,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides site check test test-all test-tools bench faults fuzz clean
