@@ -40,7 +40,8 @@ IOT_MTLS_PORT  := $(or $(call last,IOT_MTLS_PORT),8883)
 endif
 export STACK TARGET DEVICE NAME NB ARCH GATEWAY_PORT IOT_MTLS_PORT CELL_TIMEOUT LOCAL_DIR
 # The project's own Python first: `cargo lambda`, `zig` and `jupyter` come from .venv.
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Then the Rust that a bundle has brought along.
+export PATH := $(CURDIR)/.venv/bin:$(patsubst %,$(CURDIR)/%:,$(wildcard target/rust/bin))$(PATH)
 
 NOTEBOOKS   := $(sort $(wildcard notebooks/0*.ipynb))
 WALKTHROUGH := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
@@ -55,6 +56,10 @@ SETUP       := "$(PYTHON)" notebooks/kernel/setup.py
 unexport $(filter-out CARGO_BUILD_JOBS,$(filter CARGO_BUILD_% CARGO_TARGET_% CARGO_PROFILE_% CARGO_UNSTABLE_%,$(.VARIABLES)))
 unexport CARGO_ENCODED_RUSTFLAGS CARGO_INCREMENTAL RUSTFLAGS RUSTDOCFLAGS RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER
 unexport CFLAGS CXXFLAGS CPPFLAGS LDFLAGS PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
+# What comes from a bundle looks for Rust's standard library where the other machine had it.
+ifneq ($(wildcard target/bundle),)
+export LD_LIBRARY_PATH := $(or $(addprefix $(CURDIR)/,$(wildcard target/rust/lib/rustlib/*/lib)),$(shell rustc --print target-libdir))
+endif
 # Where the home directory cannot be written, what would be kept there is kept here.
 ifneq ($(shell test -w "$$HOME/" && echo yes),yes)
 export XDG_CACHE_HOME   ?= $(CURDIR)/target/home/cache
@@ -183,7 +188,7 @@ device-dir: ## Print the folder of a device and nothing else: make -s device-dir
 dlq: $(CLOUD) ## List the questions that failed
 	@$(DEPLOY) dlq
 
-redrive: $(CLOUD) ## Ask them again; the answers go to the devices
+redrive: $(CLOUD) ## Ask the questions that failed again; the answers go to the devices
 	@$(DEPLOY) redrive
 
 status: $(CLOUD) ## Say what is deployed
@@ -231,27 +236,23 @@ live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20
 schedule: ## Say what two hours and four hours hold, from the minutes of slides and notebooks
 	@"$(PYTHON)" teach/schedule.py
 
-slides: target/slides.html target/handout.html ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
+slides: ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
+	@command -v npx >/dev/null || { echo "npx is missing: it comes with Node.js and brings Marp, which makes the slides"; exit 1; }
+	@mkdir -p target
+	@for name in slides handout; do npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o target/$$name.html teach/$$name.md || exit 1; done
 	@echo "target/slides.html (p: speaker's view, f: full screen), target/handout.html (one sheet of A4)"
 
-target/%.html: teach/%.md teach/handout.css
-	@command -v npx >&- || { echo "The slides need npx, which comes with Node.js: apt install npm"; exit 1; }
-	@mkdir -p target
-	@npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o $@ $<
+# Its tools are apart from .venv, which need not wait for them.
+site: slides ## Make the workshop as pages for a browser, without server or network: target/site/index.html (needs Node.js)
+	@test -x target/tools/site/bin/pip || "$(PYTHON)" -m venv target/tools/site
+	@target/tools/site/bin/pip install --quiet --disable-pip-version-check --require-hashes -r teach/site/requirements.txt
+	@rm -rf target/site
+	@target/tools/site/bin/sphinx-build -q -W --keep-going -a -d target/tools/site/pages -c teach/site . target/site
+	@echo "target/site/index.html"
 
-site: target/slides.html target/handout.html target/site/installed ## Make a website of all there is to read: target/site/html, works offline (needs Node.js)
-	@rm -rf target/site/html
-	@target/site/venv/bin/sphinx-build -q -W --keep-going -c teach/site -d target/site/doctrees . target/site/html \
-	  || { echo "The site is not made: each line above names a file and what is wrong in it."; exit 1; }
-	@echo "target/site/html/index.html"
-
-# Beside .venv, which need not wait for it.
-target/site/installed: teach/site/requirements.txt
-	@mkdir -p target/site
-	@"$(PYTHON)" -m venv --clear target/site/venv
-	@target/site/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< \
-	  || { echo "The site's packages are not installed: this needs the network once, and Python 3.10 or newer."; exit 1; }
-	@touch $@
+bundle: ## Pack what a second machine of the same system needs, to run make demo without a network
+	@$(SETUP) function
+	@.venv/bin/python notebooks/kernel/bundle.py
 
 ##@ A class in one account
 class: $(CLOUD) ## A stack, a device and an archive for each: make class N=30
@@ -293,4 +294,4 @@ fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (ne
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
 	rm -rf target .venv
 
-.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides site check test test-all test-tools bench faults fuzz clean
+.PHONY: help demo lab setup first run notebooks progress kernel local cloud stop bucket publish build plan deploy versions rollback device device-dir status invoke logs tail policy boundary cost doctor destroy live class class-destroy predict load dlq redrive schedule slides site bundle check test test-all test-tools bench faults fuzz clean

@@ -38,6 +38,7 @@ DEFAULTS = {
 LIMITS = {
     "GATEWAY_PORT": 65535, "IOT_MTLS_PORT": 65535, "LAMBDA_WARM_TTL_SECONDS": 86400, "LAMBDA_ACCOUNT_CONCURRENCY": 1000,
 }  # fmt: skip
+BUNDLE = os.path.join(os.path.dirname(DEFAULTS["LOCAL_DIR"]), "bundle")
 START_SECONDS, STOP_SECONDS, SAY_SECONDS, PATIENCE = 60, 40, 4, 5
 
 
@@ -69,6 +70,8 @@ class Settings:
             "PERSIST_STATE": "1", "STATE_DIR": self.state,
             "S3_PERSIST": "1", "S3_DATA_DIR": os.path.join(self.state, "s3"),
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.gateway}",  # without it, functions would call the real AWS
+            # Where a function from a bundle finds Rust's standard library: the Makefile says so.
+            **({"LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")} if os.path.exists(BUNDLE) else {}),
         }  # fmt: skip
 
 

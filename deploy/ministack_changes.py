@@ -314,7 +314,7 @@ def write(file, services):
         }
         text = json.dumps(states if file == TOGETHER else states[file], default=_json_default)
     except Exception as error:
-        print(f"{file}: not saved, the file of before stays: {error!r}", flush=True)
+        print(f"{file}: not saved, the earlier file is kept: {error!r}", flush=True)
         return
     finally:
         sys.setswitchinterval(interval)

@@ -88,6 +88,8 @@ def plan(deck, books, wanted, breaks):
     for n, minutes in enumerate(breaks, 1):
         number = wanted[n * len(wanted) // (len(breaks) + 1)]
         at = next(i for i, step in enumerate(steps) if step[0] == number)
+        if f"then notebook {number}" in next((note for title, _, note in deck if steps[at - 1][1] == f"slide: {title}"), ""):
+            at -= 1  # the slide that announces it comes after the break, too
         steps.insert(at, (None, "break", minutes))
     return [(what, minutes) for _, what, minutes in steps]
 

@@ -73,7 +73,7 @@ def test_a_plan_is_in_the_order_of_the_slides():
     books = {number: (f"notebook {number}", 10) for number in "1456"}
     steps = schedule.plan(deck, books, "145", breaks=[5])
     assert [what for what, _ in steps] == [
-        "slide: Train", "notebook 1", "slide: Ask", "break", "notebook 4", "notebook 5", "slide: End",
+        "slide: Train", "notebook 1", "break", "slide: Ask", "notebook 4", "notebook 5", "slide: End",
     ]  # fmt: skip
 
 

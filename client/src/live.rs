@@ -7,7 +7,7 @@
 //! * [`asking`]: the connection, and the questions of the pages.
 //! * [`rows`]: the model that answers, and the rows of the run.
 //! * [`pace`]: the run at its rate, the status, and which model answers.
-//! * [`told`]: what became of a question, in a page's words.
+//! * [`outcome`]: what became of a question, in a page's words.
 //! * [`regions`]: what the model would say all over a plane of two features.
 //! * [`events`]: the stream to one page, and what it leaves out when there is more than a page can draw.
 //! * [`guard`]: who is let in.
@@ -15,10 +15,10 @@
 mod asking;
 mod events;
 mod guard;
+mod outcome;
 mod pace;
 mod regions;
 mod rows;
-mod told;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +51,7 @@ use asking::Asking;
 use guard::{Caller, Guard, Refusal};
 use rows::Run;
 
-/// What `live` may be told.
+/// Settings of `live`.
 #[derive(Args)]
 pub struct Live {
     /// Questions a second, round and round the rows while a page is open
@@ -121,12 +121,12 @@ impl Live {
         tasks.spawn(pace::keep(Arc::clone(&asking)));
         tasks.spawn(pace::notice(Arc::clone(&asking), dir.join(&self.device)));
 
-        let (here, told) = addresses(&guard, port);
+        let (here, text) = addresses(&guard, port);
         let door = Door(dir.join(&self.device).join("open.html"));
         let app = router(Arc::clone(&asking), guard);
         let mut ending = asking.over.subscribe();
         let mut served = std::pin::pin!(async {
-            println!("{told}\n{told_run}");
+            println!("{text}\n{told_run}");
             // A machine without a browser has the address on its terminal.
             if !self.no_browser && door.lead_to(&here).is_ok() {
                 let _ = open::that_detached(&door.0);
@@ -190,15 +190,15 @@ fn addresses(guard: &Guard, port: u16) -> (String, String) {
     let address =
         |host: IpAddr, query: String| format!("http://{}/{query}", SocketAddr::new(host, port));
     let here = address(Ipv4Addr::LOCALHOST.into(), guard.owners_query());
-    let mut told = format!("live page  {here}\n");
+    let mut text = format!("live page  {here}\n");
     if let Some(query) = guard.rooms_query() {
         let room = own_address().map_or("this machine is on no network".into(), |host| {
             address(host, query)
         });
-        told += &format!("the room   {room}\n");
-        told += "           whoever has that address may ask; it is not encrypted\n";
+        text += &format!("the room   {room}\n");
+        text += "           whoever has that address may ask; it is not encrypted\n";
     }
-    (here, told + "Ctrl-C ends it.")
+    (here, text + "Ctrl-C ends it.")
 }
 
 /// The address that this machine has in its network. Connecting a UDP socket only looks up the route:
@@ -255,8 +255,8 @@ async fn watch(
 
 /// Somebody's own row.
 async fn ask(State(asking): State<Arc<Asking>>, body: Bytes) -> Result<Response, Refusal> {
-    let told = asking.ask_for_page(&read(&body)?).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], told).into_response())
+    let json = asking.ask_for_page(&read(&body)?).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 /// The plane that a page shows.

@@ -199,7 +199,8 @@ mod tests {
             for _ in 0..50 {
                 again += asked_again(&mut timer, Duration::from_millis(ms));
             }
-            assert!(again <= 3, "{again} of 50 asked again at {ms} ms");
+            // Two or three, and seldom more: each wait has a random part. Without `expired`, it is all fifty.
+            assert!(again <= 10, "{again} of 50 asked again at {ms} ms");
         }
     }
 

@@ -4,7 +4,7 @@ The local cloud answers a few hundred questions a second on a laptop; whether th
 with something that gives more. It speaks as much of MQTT 3.1.1 as one device needs, over TLS in both directions, and
 computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, to lose a message with
 its acknowledgement, to acknowledge late or never, to answer no more, to refuse subscriptions, to keep AWS's limits, or
-to hang up. It counts the messages that AWS would charge for
+to close the connection. It counts the messages that AWS would charge for
 (https://aws.amazon.com/iot-core/pricing/additional-details/, 2026-11).
 """
 

@@ -184,10 +184,6 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver():
-    yield from chromium()
-
-
-def chromium(**logs):
     if not (CHROMIUM and DRIVER):
         pytest.skip("no Chromium here: apt install chromium chromium-driver")
     from selenium import webdriver
@@ -197,7 +193,7 @@ def chromium(**logs):
     # no-sandbox: Chromium refuses to be root, as in a container, with it.
     for argument in ("--headless=new", "--hide-scrollbars", *(["--no-sandbox"] if os.geteuid() == 0 else [])):
         options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", **logs})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     driver.set_script_timeout(30)
     yield driver

@@ -172,7 +172,7 @@ pub async fn publish(cloud: &Cloud, code: &Code) -> Result<(String, bool)> {
 }
 
 /// `$LATEST`, once it is ready and has the code that the stack asks for. It may not: CloudFormation does
-/// not look at what somebody changed past it.
+/// not look at drift: what somebody changed by hand.
 async fn put_right(cloud: &Cloud, code: &Code) -> Result<GetFunctionConfigurationOutput> {
     let latest = ready(cloud).await?;
     let stack = stack::describe(cloud).await?;

@@ -231,7 +231,7 @@ class Device:
     def __enter__(self):
         self.client.connect(self.endpoint["host"], self.endpoint["port"])
         self.client.loop_start()
-        self.accepted = self._events.get(timeout=10)  # by a CONNACK; False: refused, or hung up on
+        self.accepted = self._events.get(timeout=10)  # by a CONNACK; False: refused, or closed
         return self
 
     def __exit__(self, *_):
@@ -239,7 +239,7 @@ class Device:
         self.client.loop_stop()
 
     def subscribe(self, topic):
-        """Whether the broker grants it: it says so in a SUBACK, or it refuses or hangs up."""
+        """Whether the broker grants it: it says so in a SUBACK, or it refuses, or closes the connection."""
         self.client.subscribe(topic, qos=1)
         return self._events.get(timeout=10)
 

@@ -303,7 +303,7 @@ class Cloud:
         return any(word in file.read_bytes() for file in (self.dir / "state").glob("**/*.*") if file.is_file())
 
     def mqtt_answer(self, certificate=None):
-        """What the broker says to CONNECT, checked as a strict client would: b"" when it hangs up."""
+        """What the broker says to CONNECT, checked as a strict client would: b"" when it closes the connection."""
         context = ssl.create_default_context(cadata=self.get("/_ministack/iot/ca.pem").decode())
         if certificate:
             context.load_cert_chain(*certificate)
@@ -742,7 +742,7 @@ FAULTS = {
     "answer_functions_at_once": lambda cloud: min(list(cloud.seconds(calls=12))[4:]) > 0.038,
     "end_idle_functions": lambda cloud: "idle functions ended: 0" in cloud.log.read_text(),
     "reserve_concurrency_for_aliases": lambda cloud: "pid" in cloud.invoke("shut"),
-    "retry_calls_from_rules": lambda cloud: wait_for(lambda: cloud.calls("again")[2:]) and not cloud.calls("asked")[1:],
+    "retry_calls_from_rules": lambda cloud: wait_for(lambda: cloud.calls("again")[2:], 20) and not cloud.calls("asked")[1:],
     "count_calls_from_rules": lambda cloud: cloud.calls("asked") and not cloud.counted("asked", "Errors"),
     "use_retry_settings_of_aliases": lambda cloud: wait_for(lambda: cloud.calls("again")[2:], 10),
     "let_throttled_calls_wait": lambda cloud: wait_for(lambda: cloud.received("shut"), 10),

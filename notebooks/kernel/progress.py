@@ -28,7 +28,7 @@ def main() -> int:
         done = [name for name in names if name in solved]
         count, total = count + len(done), total + len(names)
         print(f"{title:<42} {len(done)} of {len(names)}  {' '.join(done)}".rstrip())
-    print(f"{count} of {total} exercises solved; the last cell of notebook 4 prints a certificate")
+    print(f"{count} of {total} exercises solved; a cell at the end of notebook 4 prints a certificate")
     return 0
 
 

@@ -98,6 +98,10 @@ def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
     for setting, place in (("XDG_CACHE_HOME", CACHE), ("CARGO_HOME", CARGO_HOME)):
         wrong = f"{place} cannot be written, and what is downloaded once is kept there: choose another folder, {setting}=…"
         yield "home", str(place), "" if writable(place) else wrong
+    wrong = ""
+    if re.search(r"\s", str(ROOT)):
+        wrong = f"{ROOT} has a space in it, and evcxr loads no cell from such a folder: rename it, or move the project"
+    yield "folder", str(ROOT), wrong
     crlf = b"\r\n" in (ROOT / "data/iris.csv").read_bytes()
     yield "data", "Windows' line ends" if crlf else "as published", MISSING["data"] if crlf else ""
 
@@ -222,6 +226,8 @@ def cargo(*arguments: str) -> list[str | Path]:
 
 def build_for_lambda() -> int:
     """What is shipped to AWS: built by cargo-lambda for Lambda's own Linux."""
+    if (TARGET / "rust").exists():
+        raise SetupError("A bundle builds nothing for AWS: clone the project, with a network and Rust of your own, and deploy from there")
     intel = os.environ.get("ARCH") == "x86_64"
     build = ["cargo", "lambda", "build", "--quiet", "--locked", "--release", "--x86-64" if intel else "--arm64"]
     # cargo-lambda's own choice, which would come after the user's flags.
@@ -469,6 +475,11 @@ def main(arguments: list[str]) -> int:
             return 0
         rustc = rustc_version()
         check_tools(rustc)
+        if (TARGET / "bundle").exists():  # unpacked from another machine's
+            import bundle
+
+            bundle.check()
+            os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=(TARGET / "bundle/wheels").as_uri())  # a path may have a space
         STAMPS.mkdir(parents=True, exist_ok=True)
         with (STAMPS / "lock").open("w") as lock:
             # Two at once: the second waits, and then finds everything done.

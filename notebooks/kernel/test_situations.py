@@ -247,8 +247,9 @@ def pip_elsewhere(clone: Clone) -> None:
 
 
 def space_and_umlaut(clone: Clone) -> None:
-    """The clone, the Python, HOME and TMPDIR."""
-    other = Clone(clone.folder.parent / "my clöne" / "of it")
+    """The clone, the Python, HOME and TMPDIR. But evcxr splits the path of a cell at a space."""
+    assert "of it has a space in it" in Clone(clone.folder.parent / "of it").refused()
+    other = Clone(clone.folder.parent / "clöne")
     odd = other.folder.parent / "hömé dir"
     odd.mkdir()
     python = program(odd / "python 3", f'echo "$1" > "{odd}/called"')

@@ -1,12 +1,9 @@
-// What the theme leaves out, for readers without a mouse or without sight.
+// What furo leaves open for who uses a keyboard or a screen reader.
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelector(".sidebar-drawer").ariaLabel = "Pages of the site";
-  document.querySelector(".toc-drawer").ariaLabel = "Contents of this page";
-  document.querySelector("#search-results")?.insertAdjacentHTML("beforebegin", "<h1>Search</h1>");
-  // Only what has more than it shows is a stop of the Tab key, so that arrow keys can scroll it.
-  const reach = () => document.querySelectorAll("pre, .cell_output, .table-wrapper").forEach((box) => {
-    box.scrollWidth > box.clientWidth ? box.tabIndex = 0 : box.removeAttribute("tabindex");
-  });
-  reach();
-  addEventListener("resize", reach);
+  const set = (what, name, value) => document.querySelectorAll(what).forEach((each) => each.setAttribute(name, value));
+  set("pre, .table-wrapper, .output", "tabindex", 0); // what is wider than the page is scrolled by arrow keys
+  set(".caption[role=heading]", "aria-level", 2);
+  set(".sidebar-drawer", "aria-label", "all pages");
+  if (!document.querySelector("h1")) document.querySelector("article").insertAdjacentHTML("afterbegin", "<h1>Search</h1>");
+  set(".toc-drawer", "aria-label", "this page");
 });

@@ -1,4 +1,4 @@
-//! The connection, the questions of the pages, and what the pages are told.
+//! The connection, the questions of the pages, and what the pages get.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 
 use super::guard::Refusal;
+use super::outcome::{Encoded, Message, Outcome};
 use super::regions::{self, GRIDS, Regions};
 use super::rows::{Run, slider};
-use super::told::{Outcome, Shown, Told};
 
 /// How many questions of the run, and of the pages, may be open.
 pub const RUN_OPEN: u16 = 16;
@@ -41,7 +41,7 @@ pub struct Asking {
     asked: AtomicU64,
     pages_open: Semaphore,
     pages: Arc<Semaphore>,
-    pub answers: broadcast::Sender<Arc<Shown>>,
+    pub answers: broadcast::Sender<Arc<Encoded>>,
     pub status: watch::Sender<Arc<str>>,
     /// The run goes on; else it pauses.
     pub on: watch::Sender<bool>,
@@ -98,7 +98,7 @@ impl Asking {
         values: &[f64],
         truth: Option<&str>,
         from_page: bool,
-    ) -> Arc<Shown> {
+    ) -> Arc<Encoded> {
         let id = self.id();
         let asked = Instant::now();
         let reply = self.ask(&run.model.request(&id, values)).await;
@@ -109,7 +109,7 @@ impl Asking {
             self.doubt.notify_one();
         }
         let shape = run.shape;
-        let told = Told {
+        let message = Message {
             request_id: &id,
             shape,
             values,
@@ -118,13 +118,13 @@ impl Asking {
             ms,
             at,
         };
-        let shown = Arc::new(Shown {
-            json: json!(told).to_string(),
+        let encoded = Arc::new(Encoded {
+            json: json!(message).to_string(),
             from_page,
         });
         // No page is listening, perhaps.
-        let _ = self.answers.send(Arc::clone(&shown));
-        shown
+        let _ = self.answers.send(Arc::clone(&encoded));
+        encoded
     }
 
     /// Ask for a page, which hears it as all the others do, and here.

@@ -2,7 +2,7 @@
 //!
 //! A page gets every answer while there are few. Where there are more than [`DRAWN`] in [`EVERY`], it gets a sample
 //! of them, evenly picked, and how many they stand for. What a slow browser does not fetch is not kept for it: the
-//! channel drops the oldest, and the page is told how many there were.
+//! channel drops the oldest, and the page gets how many there were.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::asking::Asking;
 use super::guard::Refusal;
+use super::outcome::Encoded;
 use super::rows::Run;
-use super::told::Shown;
 
 /// Answers that arrive within this time of each other come in one message: two frames of a screen.
 const EVERY: Duration = Duration::from_millis(33);
@@ -31,11 +31,11 @@ struct Page {
     asking: Arc<Asking>,
     may_pause: bool,
     runs: watch::Receiver<Arc<Run>>,
-    answers: broadcast::Receiver<Arc<Shown>>,
+    answers: broadcast::Receiver<Arc<Encoded>>,
     status: watch::Receiver<Arc<str>>,
     over: watch::Receiver<bool>,
     /// When the last answers were sent.
-    told: Instant,
+    sent: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -50,7 +50,7 @@ pub fn stream(
         answers: asking.answers.subscribe(),
         status: asking.status.subscribe(),
         over: asking.over.subscribe(),
-        told: Instant::now(),
+        sent: Instant::now(),
         _place: asking.page()?,
         asking,
     };
@@ -79,8 +79,8 @@ impl Page {
                 changed.ok()?;
                 event("status", &self.status.borrow_and_update())
             }
-            answers = gather(&mut self.answers, self.told) => {
-                self.told = Instant::now();
+            answers = gather(&mut self.answers, self.sent) => {
+                self.sent = Instant::now();
                 event("answers", &answers?)
             }
         }
@@ -89,31 +89,31 @@ impl Page {
 
 /// What has arrived, once it is time; `None` when nothing will. To be dropped while it waits loses nothing:
 /// from the first answer on, it does not wait.
-async fn gather(answers: &mut broadcast::Receiver<Arc<Shown>>, told: Instant) -> Option<String> {
-    sleep_until(told + EVERY).await;
+async fn gather(answers: &mut broadcast::Receiver<Arc<Encoded>>, sent: Instant) -> Option<String> {
+    sleep_until(sent + EVERY).await;
     let (mut pages, mut run, mut of) = (Vec::new(), Vec::new(), 0);
     let mut next = answers.recv().await;
     loop {
         match next {
-            Ok(shown) => {
+            Ok(encoded) => {
                 of += 1;
-                let kind = if shown.from_page {
+                let kind = if encoded.from_page {
                     &mut pages
                 } else {
                     &mut run
                 };
-                kind.push(shown);
+                kind.push(encoded);
             }
             Err(RecvError::Lagged(missed)) => of += missed,
             Err(RecvError::Closed) => return None,
         }
         next = match answers.try_recv() {
-            Ok(shown) => Ok(shown),
+            Ok(encoded) => Ok(encoded),
             Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
             Err(TryRecvError::Empty | TryRecvError::Closed) => break,
         };
     }
-    Some(message(&pages, &run, of, room(told.elapsed())))
+    Some(message(&pages, &run, of, room(sent.elapsed())))
 }
 
 /// How many answers of the run are drawn after this long without any.
@@ -122,14 +122,14 @@ fn room(since: Duration) -> usize {
 }
 
 /// `{"of": …, "answers": […]}`: all of the pages' own, and the run's as far as there is room.
-fn message(pages: &[Arc<Shown>], run: &[Arc<Shown>], of: u64, room: usize) -> String {
+fn message(pages: &[Arc<Encoded>], run: &[Arc<Encoded>], of: u64, room: usize) -> String {
     let drawn = run.len().min(room);
     // Evenly picked, and the last one always: it is the newest.
     let run = (1..=drawn).map(|k| &run[k * run.len() / drawn - 1]);
     let answers: Vec<_> = pages
         .iter()
         .chain(run)
-        .map(|shown| shown.json.as_str())
+        .map(|encoded| encoded.json.as_str())
         .collect();
     format!(r#"{{"of":{of},"answers":[{}]}}"#, answers.join(","))
 }
@@ -139,14 +139,14 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn shown(json: u64, from_page: bool) -> Arc<Shown> {
-        Arc::new(Shown {
+    fn encoded(json: u64, from_page: bool) -> Arc<Encoded> {
+        Arc::new(Encoded {
             json: json.to_string(),
             from_page,
         })
     }
 
-    async fn next(answers: &mut broadcast::Receiver<Arc<Shown>>) -> Value {
+    async fn next(answers: &mut broadcast::Receiver<Arc<Encoded>>) -> Value {
         let text = gather(answers, Instant::now()).await.unwrap();
         serde_json::from_str(&text).unwrap()
     }
@@ -156,7 +156,7 @@ mod tests {
         let to = broadcast::Sender::new(16);
         let mut answers = to.subscribe();
         for n in 0..3 {
-            to.send(shown(n, false)).ok();
+            to.send(encoded(n, false)).ok();
         }
         assert_eq!(
             next(&mut answers).await,
@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn of_many_a_sample_is_there_with_the_newest_and_what_people_asked() {
-        let run: Vec<_> = (0..80).map(|n| shown(n, false)).collect();
-        let text = message(&[shown(99, true)], &run, 81, 8);
+        let run: Vec<_> = (0..80).map(|n| encoded(n, false)).collect();
+        let text = message(&[encoded(99, true)], &run, 81, 8);
         let message: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
             message,
@@ -186,7 +186,7 @@ mod tests {
         let to = broadcast::Sender::new(4);
         let mut answers = to.subscribe();
         for n in 0..100 {
-            to.send(shown(n, false)).ok();
+            to.send(encoded(n, false)).ok();
         }
         assert_eq!(
             next(&mut answers).await,

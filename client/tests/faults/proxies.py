@@ -113,14 +113,14 @@ class Gateway:
                         self.wfile.write(data[n : n + 1])
                         self.wfile.flush()
                         time.sleep(0.2)
-                except OSError:  # whoever asked has hung up
+                except OSError:  # whoever asked has closed the connection
                     self.close_connection = True
 
             def pass_on(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if self.made < gateway.old_before:
                     gateway.unheard += 1
-                    self.rfile.read(1)  # until the function hangs up
+                    self.rfile.read(1)  # until the function closes the connection
                     self.close_connection = True
                     return
                 for prefix, silence in list(gateway._closed.items()):

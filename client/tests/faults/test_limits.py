@@ -93,7 +93,7 @@ def strangers(world):
 
 
 def refused(case, strangers, name, in_the_brokers_log=""):
-    """As AWS does it, the broker hangs up without a word; its log has the reason."""
+    """As AWS does it, the broker closes the connection and says nothing; its log has the reason."""
     out, err = strangers[name].communicate(timeout=60)
     tried = f"error: no connection to 127.0.0.1:{case.world.cloud.mqtt} as {STACK}-{name} in 10s, last: "
     assert (strangers[name].returncode, out) == (1, "") and err.startswith(tried), out + err
@@ -113,7 +113,7 @@ def test_device_publishes_on_the_topic_of_another(case):
         with Device("other", folder=world.devices / "other") as device:
             device.listening()
             device.client.publish(topic, question("forged", ROW), qos=1)
-            assert device._events.get(timeout=10) is False, "the broker did not hang up"
+            assert device._events.get(timeout=10) is False, "the broker kept the connection"
         # The same from one who may: whatever is published there, the asker hears of it.
         world.cloud.client("iot-data").publish(topic=topic, qos=1, payload=question("allowed", ROW))
         heard = [asker.inbox.get(timeout=10)["request_id"]]
@@ -123,14 +123,14 @@ def test_device_publishes_on_the_topic_of_another(case):
             pass
     assert heard == ["allowed"]
     case.count(Counter(tried=1, refused=1))
-    case.saw("the broker hangs up, and nobody is answered")
+    case.saw("the broker closes the connection, and nobody is answered")
 
 
 def test_device_subscribes_to_all_topics(case):
     with Device("other", folder=case.world.devices / "other") as device:
         assert device.listening() and not device.subscribe("#")
     case.count(Counter(tried=1, refused=1))
-    case.saw("the broker refuses or hangs up")
+    case.saw("the broker refuses, or closes the connection")
 
 
 # --- too much ---------------------------------------------------------------
@@ -196,7 +196,9 @@ def load(case, devices, rate, seconds, watch=lambda pid: None):
     counters, ms = Counter(result["counters"]), result["ms"]
     ended = counters["answered"] + counters["refused"] + counters["failed"]
     case.count(counters + Counter(tried=counters["asked"], lost=counters["asked"] - ended), counters)
-    assert counters["answered"] == rate * seconds, counters
+    # On a busy machine it ends on time, and says what it did not ask.
+    count, unasked = rate * seconds, result["unasked"]
+    assert counters["answered"] + unasked == count and unasked <= count / 20, (unasked, counters)
     return f"{result['answers_a_second']:.0f} answers a second, p50 {ms['p50']:.0f} ms, p99 {ms['p99']:.0f} ms"
 
 

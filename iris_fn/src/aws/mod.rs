@@ -34,7 +34,7 @@ const _: () = assert!(ATTEMPT.as_millis() + 1000 < REFRESH_TIMEOUT.as_millis());
 /// How long all of them may take together: two always, and a third where they fail soon.
 const OPERATION: Duration = Duration::from_secs(4);
 /// How long a connection may be idle and used again. A container that was frozen meanwhile may not know that the far
-/// side has hung up; S3 seems to do so after 20 seconds (<https://github.com/vectordotdev/vector/pull/9703>).
+/// side has closed it; S3 seems to do so after 20 seconds (<https://github.com/vectordotdev/vector/pull/9703>).
 const IDLE: Duration = Duration::from_secs(15);
 const AMAZON_ROOTS: &[u8] = include_bytes!("amazon-roots.pem");
 

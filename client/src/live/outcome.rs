@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 /// Classes that an answer shows: the most probable ones.
 const SHOWN: usize = 6;
 
-/// What became of a question, as a page is told.
+/// What became of a question, as a page gets it.
 #[derive(Debug, Serialize)]
-pub struct Told<'a> {
+pub struct Message<'a> {
     pub request_id: &'a str,
     pub shape: u64,
     /// In the order of the features.
@@ -80,8 +80,8 @@ impl Answer {
 }
 
 /// A message for all pages.
-pub struct Shown {
-    /// The text of a [`Told`].
+pub struct Encoded {
+    /// The text of a [`Message`].
     pub json: String,
     /// Asked by a page: never left out.
     pub from_page: bool,
