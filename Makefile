@@ -236,19 +236,27 @@ live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20
 schedule: ## Say what two hours and four hours hold, from the minutes of slides and notebooks
 	@"$(PYTHON)" teach/schedule.py
 
-slides: ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
-	@command -v npx >/dev/null || { echo "npx is missing: it comes with Node.js and brings Marp, which makes the slides"; exit 1; }
-	@mkdir -p target
-	@for name in slides handout; do npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o target/$$name.html teach/$$name.md || exit 1; done
+slides: target/slides.html target/handout.html ## Make the slides and the handout: target/slides.html, target/handout.html (needs Node.js)
 	@echo "target/slides.html (p: speaker's view, f: full screen), target/handout.html (one sheet of A4)"
 
-# Its tools are apart from .venv, which need not wait for them.
-site: slides ## Make the workshop as pages for a browser, without server or network: target/site/index.html (needs Node.js)
-	@test -x target/tools/site/bin/pip || "$(PYTHON)" -m venv target/tools/site
-	@target/tools/site/bin/pip install --quiet --disable-pip-version-check --require-hashes -r teach/site/requirements.txt
+target/%.html: teach/%.md teach/handout.css
+	@command -v npx >&- || { echo "npx is missing: it comes with Node.js and brings Marp, which makes the slides"; exit 1; }
+	@mkdir -p target
+	@npx --yes @marp-team/marp-cli@4.5.1 --no-stdin --theme-set teach/handout.css -o $@ $<
+
+site: target/slides.html target/handout.html target/tools/site/installed ## Make the workshop as pages for a browser, without server or network: target/site/index.html (needs Node.js)
 	@rm -rf target/site
-	@target/tools/site/bin/sphinx-build -q -W --keep-going -a -d target/tools/site/pages -c teach/site . target/site
+	@target/tools/site/bin/sphinx-build -q -W --keep-going -d target/tools/site/pages -c teach/site . target/site \
+	  || { echo "The site is not made: each line above names a file and what is wrong in it."; exit 1; }
 	@echo "target/site/index.html"
+
+# The site's tools are apart from .venv, which need not wait for them.
+target/tools/site/installed: teach/site/requirements.txt
+	@mkdir -p target/tools
+	@"$(PYTHON)" -m venv --clear target/tools/site
+	@target/tools/site/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $< \
+	  || { echo "The site's tools are not installed: this needs the network once, and Python 3.10 or newer."; exit 1; }
+	@touch $@
 
 bundle: ## Pack what a second machine of the same system needs, to run make demo without a network
 	@$(SETUP) function
