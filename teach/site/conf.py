@@ -149,6 +149,8 @@ def add_files(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    # Sphinx keeps what it has read, and looks for changes in settings, not in this file's functions.
+    app.add_config_value("conf", Path(__file__).read_text(), "env")
     app.add_source_parser(Source)
     app.connect("source-read", complete)
     app.connect("doctree-read", link_files)
