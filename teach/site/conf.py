@@ -132,6 +132,7 @@ def complete(app: Sphinx, page: str, source: list[str]) -> None:
 
 def add_slides(_app: Sphinx, _page: str, _template: str, context: dict, _tree: object) -> None:
     """Sphinx lists only its own pages: the slides are the last ones of the sidebar."""
+    context["furo_navigation_tree"] += '<p class="caption" role="heading"><span class="caption-text">In the room</span></p>'
     for name in ("slides", "handout"):
         link = f'<a class="reference internal" href="{context["pathto"](f"teach/{name}.html", 1)}">{name.title()}</a>'
         context["furo_navigation_tree"] += f'<ul><li class="toctree-l1">{link}</li></ul>'
