@@ -247,14 +247,16 @@ $(SLIDES): target/%.html: teach/%.md teach/handout.css
 
 site: $(SLIDES) target/tools/site/installed ## Make the workshop as pages for a browser, without server or network: target/site/index.html (needs Node.js)
 	@rm -rf target/site
-	@target/tools/site/bin/sphinx-build -q -W --keep-going -a -d target/tools/site/pages -c teach/site . target/site
+	@target/tools/site/bin/sphinx-build -q -W --keep-going -d target/tools/site/pages -c teach/site . target/site \
+	  || { echo "The site is not made: each line above names a file and what is wrong in it."; exit 1; }
 	@echo "target/site/index.html"
 
 # Apart from .venv, which need not wait for them.
 target/tools/site/installed: teach/site/requirements.txt
 	@mkdir -p target/tools
 	@"$(PYTHON)" -m venv --clear target/tools/site
-	@target/tools/site/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@target/tools/site/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $< \
+	  || { echo "The site's tools are not installed: this needs the network once, and Python 3.10 or newer."; exit 1; }
 	@touch $@
 
 bundle: ## Pack what a second machine of the same system needs, to run make demo without a network

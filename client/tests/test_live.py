@@ -184,6 +184,10 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver():
+    yield from chromium()
+
+
+def chromium(**logs):
     if not (CHROMIUM and DRIVER):
         pytest.skip("no Chromium here: apt install chromium chromium-driver")
     from selenium import webdriver
@@ -193,7 +197,7 @@ def driver():
     # no-sandbox: Chromium refuses to be root, as in a container, with it.
     for argument in ("--headless=new", "--hide-scrollbars", *(["--no-sandbox"] if os.geteuid() == 0 else [])):
         options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", **logs})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     driver.set_script_timeout(30)
     yield driver
