@@ -294,10 +294,11 @@ faults: build test-tools ## Break network, broker, function and store, and count
 fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (needs a C++ compiler; first 5 minutes)
 	@cargo install --quiet --locked --root target/tools cargo-fuzz@0.13.2
 	@set -e; for reader in request event model; do \
-	  echo "fuzz: $$reader, $(RUNS) runs"; mkdir -p target/fuzz/$$reader; \
+	  echo "fuzz: $$reader, $(RUNS) runs, log in target/fuzz/$$reader.log"; mkdir -p target/fuzz/$$reader; \
 	  target/tools/bin/cargo-fuzz fuzz run $$reader --fuzz-dir iris_fn/fuzz --target-dir target/fuzz/build \
 	    --sanitizer none --codegen-units 16 target/fuzz/$$reader iris_fn/fuzz/corpus/$$reader -- \
-	    -runs=$(RUNS) -max_len=4096 -artifact_prefix=target/fuzz/$$reader- -verbosity=0 -print_final_stats=1; \
+	    -runs=$(RUNS) -max_len=4096 -artifact_prefix=target/fuzz/$$reader- -verbosity=0 -print_final_stats=1 \
+	    > target/fuzz/$$reader.log 2>&1 || { tail -n 40 target/fuzz/$$reader.log; exit 1; }; grep stat:: target/fuzz/$$reader.log; \
 	done
 
 clean: stop ## Delete all that was made here: builds, .venv, the local cloud's contents, devices' keys
