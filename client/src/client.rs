@@ -108,8 +108,8 @@ struct Shared {
 }
 
 impl Client {
-    /// Connect, subscribe to the device's answers, and wait for the broker's confirmation (SUBACK): it delivers no
-    /// answer that comes earlier.
+    /// Connect, subscribe to the device's answers, and wait for the broker's confirmation (SUBACK). An answer that came
+    /// before it would be lost.
     ///
     /// # Errors
     /// [`ConnectError`] when the broker refuses, or when there is no connection within [`Settings::connect`].

@@ -100,7 +100,7 @@ impl RetryTimer {
             .map_or(FIRST, |(smooth, deviation)| smooth + deviation * 4);
         let doublings = attempt.saturating_sub(1).max(self.backoff).min(8);
         let doubled = one.max(SHORTEST).saturating_mul(1 << doublings);
-        // More, never less: a steady round trip has no deviation, and its answer would be missed narrowly.
+        // More, never less: a steady round trip has no deviation, and its answer would come just after the timeout.
         doubled.mul_f64(1.0 + 0.25 * fastrand::f64()).min(LONGEST)
     }
 }

@@ -876,7 +876,7 @@ fn lines(text: &str, separator: u8, quote: u8) -> impl Iterator<Item = csv::Resu
         .into_records()
         .map(move |record| {
             let mut record = record?;
-            // Empty lines before it belong to none.
+            // Skip empty lines before the record.
             let start = record
                 .position()
                 .map_or(0, |position| position.byte() as usize);
@@ -885,14 +885,14 @@ fn lines(text: &str, separator: u8, quote: u8) -> impl Iterator<Item = csv::Resu
             number += text[counted..start].matches('\n').count() as u64;
             counted = start;
             if separator == b' ' {
-                // As wide as they look good.
+                // Aligned columns: any number of spaces is one separator.
                 record = record.iter().filter(|field| !field.is_empty()).collect();
             }
             Ok((number, record))
         })
 }
 
-/// Excel's own line `sep=;`. What is left of the text still counts its line.
+/// Excel's first line `sep=;`. The rest of the text still counts that line.
 fn excel_separator(text: &str) -> (Option<u8>, &str) {
     let end = text.find(['\r', '\n']).unwrap_or(text.len());
     let line = text[..end].trim_matches('"').as_bytes();
@@ -931,15 +931,15 @@ fn is_missing(field: &str) -> bool {
         .any(|missing| missing.eq_ignore_ascii_case(field))
 }
 
-/// What the label column says, where it says something.
+/// The label in a line, unless it is missing.
 fn label_in<'a>(line: &'a StringRecord, at: usize, model: &Description) -> Option<&'a str> {
     line.get(at)
         .filter(|label| !is_missing(label) || model.classes.iter().any(|class| class == label))
 }
 
-/// A number that JSON knows. With `,` as the decimal mark, a point is one too.
+/// A finite number, as JSON has no others. With `,` as the decimal mark, a point is accepted as well.
 fn number(field: &str, decimal: char) -> Option<f64> {
-    // The minus sign of typographers.
+    // The typographic minus sign.
     let field = field.replace('−', "-");
     let number = if decimal == ',' {
         field.replacen(',', ".", 1).parse()
@@ -973,13 +973,13 @@ fn decimal_comma<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
         && !fields.iter().all(thousands)
 }
 
-/// Within what training saw, and half its range around it.
+/// Whether a value is in the training range, widened by half its width on each side.
 fn near(feature: &Feature, x: f64) -> bool {
     let margin = (feature.max - feature.min) / 2.0;
     !margin.is_finite() || (feature.min - margin..=feature.max + margin).contains(&x)
 }
 
-/// Names, and how many more there are where they are too many to read.
+/// Names as text; of many only the first, and how many more there are.
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
     match names.get(..LISTED) {

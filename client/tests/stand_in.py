@@ -39,7 +39,7 @@ class StandIn:
         self.answers = None  # only so many
         self.aws = False  # keeps AWS's limits
         self.breaks = False  # the first connection with its SUBACK, and is slow to grant the second
-        self.arrived, self.connections, self.said_goodbye = 0, 0, False
+        self.arrived, self.connections, self.disconnected = 0, 0, False
         self.metered, self.discarded, self.too_soon, self.too_early = 0, 0, 0, 0
         self._open, self._ids, self._connected = {}, {}, {}
         self._loop = asyncio.new_event_loop()
@@ -100,7 +100,7 @@ class StandIn:
                 elif kind == PING:
                     writer.write(b"\xd0\x00")
                 elif kind == DISCONNECT:
-                    self.said_goodbye = True
+                    self.disconnected = True
                     return
                 elif kind == PUBLISH:
                     end = 2 + int.from_bytes(body[:2], "big")

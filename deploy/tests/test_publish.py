@@ -108,7 +108,7 @@ def test_a_publish_that_was_broken_off_is_completed(cloud, publish):
         before = objects(cloud)
         storage.delete_object(Bucket=BUCKET, Key=missing)
         code, out, err = publish(FRUIT)
-        assert code == 0 and "is current: `live` looks for it" in out, err
+        assert code == 0 and "is current: `live` loads it" in out, err
         assert cloud.current() == storage.get_object(Bucket=BUCKET, Key=name)["Body"].read() == FRUIT
         assert objects(cloud)[missing] == before[missing] + 1
 

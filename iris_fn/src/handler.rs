@@ -111,7 +111,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
             self.model.refresh_when_stale(call.end)
         );
         if let Err(e) = &reply {
-            // A warm-up call has no metrics.
+            // Drop its metrics: a failed call counts nothing.
             line = Line::new("ERROR", "failed", line.request_id);
             line.fields.push(("reason", details(e)));
         }

@@ -74,22 +74,22 @@ def without(case, path, seconds, full=120, silence=0, cold=False):
     return asker, meanwhile
 
 
-def test_S3_away_at_a_cold_start(case):
+def test_S3_unreachable_at_a_cold_start(case):
     asker, _ = without(case, S3, size(0.5, 3), cold=True)
     assert set(asker.refusals()) == {"model_unavailable"}, asker.refusals()
 
 
-def test_S3_away_at_a_refresh(case):
+def test_S3_unreachable_at_a_refresh(case):
     _, meanwhile = without(case, S3, size(1.5, 7), full=300)
     assert meanwhile, "the last good model answered nothing"
 
 
-def test_S3_says_nothing_at_a_refresh(case):
+def test_S3_silent_at_a_refresh(case):
     _, meanwhile = without(case, S3, size(3, 7), full=300, silence=5)
     assert meanwhile, "the last good model answered nothing"
 
 
-def test_iot_data_away_for_3_s(case):
+def test_iot_data_unreachable_for_3_s(case):
     _, meanwhile = without(case, IOT, 3)
     assert len(meanwhile) <= 16, "answers came although they could not be published"
 

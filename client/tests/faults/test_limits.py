@@ -221,7 +221,7 @@ def test_requests_as_fast_as_they_are_taken_from_20_devices(case, devices):
 # --- answers that cannot be sent ---------------------------------------------
 
 
-def test_answers_that_cannot_be_published_become_dead_letters_and_are_answered_after_a_redrive(case, unsent):
+def test_answers_that_cannot_be_published_become_dead_letters_and_are_redriven(case, unsent):
     cloud, (asker, path) = case.world.cloud, unsent
     asker.finish()  # it has given up by now
     assert asker.counters["failed"] == 3, asker.counters

@@ -30,7 +30,7 @@ def back_again(case, end):
         case.world.cloud.must("local")
         back = time.monotonic()
         first = wait_for(lambda: asker.answered(since=back), 20, "an answer after the broker was back")[0]
-    case.saw(f"away {back - gone:.1f} s, first answer {first - back:.1f} s after, {reconnected(asker)}")
+    case.saw(f"down for {back - gone:.1f} s, first answer {first - back:.1f} s after, {reconnected(asker)}")
 
 
 def test_broker_restarted_while_requests_are_pending(case):
