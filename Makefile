@@ -133,7 +133,7 @@ run: first $(CLOUD) ## Run one notebook without a browser: make run NB=notebooks
 notebooks: $(CLOUD) ## Run all notebooks and keep their outputs in them
 	@.venv/bin/python notebooks/kernel/run.py --in-place $(NOTEBOOKS)
 
-progress: ## Say which exercises are solved
+progress: ## List which exercises are solved
 	@"$(PYTHON)" notebooks/kernel/progress.py
 
 # What Jupyter starts for each notebook: the kernel, with the settings above, in this folder. It compiles cells below
@@ -165,7 +165,7 @@ build: ## Build the function and zip it
 	@$(FUNCTION)
 	@$(DEPLOY) package $(BOOTSTRAP) $(ZIP)
 
-plan: $(CLOUD) ## Say what make deploy would change, and change nothing (exit 0: nothing to do, 2: something)
+plan: $(CLOUD) ## Print what make deploy would change, and change nothing (exit 0: nothing to do, 2: something)
 	@$(DEPLOY) plan $(ZIP)
 
 deploy: $(CLOUD) ## Deploy the built function: upload, update, test, compare, and only then put it live
@@ -185,13 +185,13 @@ device-dir: ## Print the folder of a device and nothing else: make -s device-dir
 	@$(MAKE) $(CLOUD) >&2
 	@$(DEPLOY) device-dir "$$NAME"
 
-dlq: $(CLOUD) ## List the questions that failed
+dlq: $(CLOUD) ## List the requests that failed
 	@$(DEPLOY) dlq
 
-redrive: $(CLOUD) ## Ask the questions that failed again; the answers go to the devices
+redrive: $(CLOUD) ## Send the failed requests again; the answers go to the devices
 	@$(DEPLOY) redrive
 
-status: $(CLOUD) ## Say what is deployed
+status: $(CLOUD) ## Print what is deployed
 	@$(DEPLOY) status
 
 invoke: $(CLOUD) ## Ask the deployed function about any row, or make invoke REQUEST='{"request_id": "1", …}'
@@ -210,13 +210,13 @@ policy: $(CLOUD) ## Print the permissions that a person needs to deploy this sta
 boundary: $(CLOUD) ## Make the permissions boundary that the policy demands (the account's owner, once)
 	@$(DEPLOY) boundary
 
-cost: setup ## Say what the stack costs on AWS, idle, in use and forgotten
+cost: setup ## Print what the stack costs on AWS, idle, in use and forgotten
 	@$(DEPLOY) cost
 
-doctor: ## Say whether all is there that the workshop needs, on this machine or with TARGET=aws in the account
+doctor: ## Check that everything the workshop needs is there, on this machine or with TARGET=aws in the account
 	@"$(PYTHON)" notebooks/kernel/doctor.py
 
-destroy: $(CLOUD) ## Delete everything that carries the stack's name
+destroy: $(CLOUD) ## Delete everything that has the stack's name
 	@$(DEPLOY) destroy
 
 ##@ Asking
@@ -224,7 +224,7 @@ predict: $(CLOUD) ## Ask about a row, ROW='5.1 3.5 1.4 0.2' in the model's order
 	@$(DEPLOY) device terminal >&2
 	@set -f; $(DIR) $(CLIENT) predict $${RATE:+--rate "$$RATE"} $${CSV:+--csv "$$CSV"} -- $$ROW
 
-load: $(CLOUD) ## Ask at a steady rate from many devices: make load RATE=50 SECONDS=10 DEVICES=5
+load: $(CLOUD) ## Send requests at a steady rate from many devices: make load RATE=50 SECONDS=10 DEVICES=5
 	@$(DEPLOY) device load --count "$${DEVICES:-5}" >&2
 	@$(DIR) $(CLIENT) load
 
@@ -233,7 +233,7 @@ live: $(CLOUD) ## Watch a run in the browser and ask about your own row: RATE=20
 	@$(DIR) $(CLIENT) live
 
 ##@ Teaching
-schedule: ## Say what two hours and four hours hold, from the minutes of slides and notebooks
+schedule: ## Print what two hours and four hours hold, from the minutes of slides and notebooks
 	@"$(PYTHON)" teach/schedule.py
 
 SLIDES      := target/slides.html target/handout.html

@@ -331,19 +331,19 @@ def requests(model, rows):
     return [{"instances": instances[first : first + most]} for first in range(0, len(instances), most)]
 
 
-def by_model(device, sha, questions):
+def by_model(device, sha, requests):
     """Their answers by this model: a container looks for a newer one every 5 s, and until then has the one before,
     which may refuse these features."""
     device.listening()
     answers, numbers, deadline = {}, itertools.count(), time.monotonic() + 60
-    while left := [n for n in range(len(questions)) if n not in answers]:
-        assert time.monotonic() < deadline, f"{len(left)} of {len(questions)} have no answer by {sha:.12}"
+    while left := [n for n in range(len(requests)) if n not in answers]:
+        assert time.monotonic() < deadline, f"{len(left)} of {len(requests)} have no answer by {sha:.12}"
         asked = {f"{n}-{next(numbers)}": n for n in left}
-        given = device.ask([{"request_id": request_id, **questions[n]} for request_id, n in asked.items()])
+        given = device.ask([{"request_id": request_id, **requests[n]} for request_id, n in asked.items()])
         answers |= {
             n: given[request_id] for request_id, n in asked.items() if given[request_id].get("model") == sha
         }
-    return [answers[n] for n in range(len(questions))]
+    return [answers[n] for n in range(len(requests))]
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,11 +1,11 @@
-//! The connection, and the questions that go over it.
+//! The connection, and the requests that go over it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Outgoing, Packet, QoS,
-    Request, Subscribe, SubscribeReasonCode,
+    Request as MqttRequest, Subscribe, SubscribeReasonCode,
 };
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -14,44 +14,45 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::device::Device;
 use crate::error::{AskError, ConnectError, DescribeError};
-use crate::pace::{Pace, QUESTIONS_A_SECOND, Reconnect, RetryTimer};
-use crate::questions::{Counters, Questions, Reply};
+use crate::pace::{Pace, REQUESTS_A_SECOND, Reconnect, RetryTimer};
+use crate::pending::{Counters, Pending, Reply};
 use iris_fn::Description;
 use iris_fn::request::{MAX_PAYLOAD, MAX_REQUEST_ID};
 
 /// Room for the topic and the fixed header around a payload.
 const MAX_PACKET: usize = MAX_PAYLOAD + 1024;
-/// The longest silence after something was sent; then the connection is dead, whatever TCP believes.
+/// How long after a send the broker may be silent. Then the connection counts as dead, even if TCP still holds it.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Seconds to make a connection.
+/// Timeout of a connection attempt, in seconds.
 const CONNECT_SECONDS: u64 = 3;
-/// Packet ids, used in turn. Those of an acknowledgement that is late, or lost, are not needed again for seconds.
+/// Packet ids, used in turn. With this many, the id of a late or lost acknowledgement is not needed again for seconds.
 const PACKET_IDS: u16 = 256;
 /// Unacknowledged messages that AWS IoT takes from a client
 /// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
 const UNACKNOWLEDGED: u16 = 100;
-/// A connection that was closed sooner may have been taken over.
+/// A connection that the broker closed sooner may have been taken over by another client.
 const SHORT_LIVED: Duration = Duration::from_secs(5);
-/// After so many of these in a row it is said.
+/// After so many of these in a row, [`Link::Down`] reports it.
 const TAKEN_OVER: u32 = 3;
 
-/// What a [`Client`] may be told.
+/// Settings of a [`Client`].
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a question stays open, from when there is room for it to its reply. 15 s.
+    /// Timeout of a request. It starts when the request becomes pending, after any wait for [`Settings::max_pending`].
+    /// Default: 15 s.
     pub deadline: Duration,
-    /// How many questions may be open; the next one waits. 16: a burst had better wait here, where a
-    /// place is free as soon as an answer comes, than in the cloud, where it would be asked again
-    /// meanwhile. At most 100, which is how many unacknowledged messages AWS IoT takes from one client
+    /// How many requests may be pending; the next one waits. Default: 16. A burst waits here, where the next request
+    /// goes out as soon as an answer comes. In the cloud it would wait as well, and be retried meanwhile. At most 100,
+    /// which is how many unacknowledged messages AWS IoT takes from one client
     /// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
-    pub open: u16,
-    /// How long the first connection is tried. 10 s.
+    pub max_pending: u16,
+    /// Timeout of [`Client::connect`], over all attempts. Default: 10 s.
     pub connect: Duration,
-    /// Questions sent a second, those asked again too; the next one waits. 40: AWS IoT discards what exceeds 100
-    /// messages a second on a connection, questions and answers together.
+    /// Requests sent a second, retries included; the next one waits. Default: 40. AWS IoT discards what exceeds 100
+    /// messages a second on a connection, requests and answers together.
     pub pace: f64,
-    /// Ask by [`Device::basic_ingest_topic`], which costs a message less. Off: nobody else can subscribe to see
-    /// the questions, and a stack of an older template forbids it.
+    /// Send requests to [`Device::basic_ingest_topic`], which costs a message less. Default: off, because nobody else
+    /// can subscribe to these requests, and the policy of a stack of an older template forbids the topic.
     pub basic_ingest: bool,
 }
 
@@ -59,36 +60,36 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(15),
-            open: 16,
+            max_pending: 16,
             connect: Duration::from_secs(10),
-            pace: QUESTIONS_A_SECOND,
+            pace: REQUESTS_A_SECOND,
             basic_ingest: false,
         }
     }
 }
 
-/// How the connection is.
+/// State of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
-    /// Not there, or there and not subscribed yet.
+    /// Not connected, or not subscribed yet.
     Down {
         /// What happened last.
         reason: String,
-        /// The broker will not have us: it makes no sense to wait.
+        /// The broker refuses this client: waiting does not help.
         refused: bool,
         /// Most likely another client connects under the same id, again and again.
         taken_over: bool,
     },
-    /// Connected, and the broker has our subscription.
+    /// Connected, and the broker has confirmed the subscription.
     Up {
         /// The number of this connection, from 1.
         connection: u64,
     },
-    /// Closed by us, for good.
+    /// Closed by [`Client::close`], for good.
     Closed,
 }
 
-/// A device's connection. It comes back by itself; dropping it, or [`Client::close`], ends it.
+/// A device's connection. It reconnects by itself until it is dropped or closed by [`Client::close`].
 pub struct Client {
     shared: Arc<Shared>,
     listener: JoinHandle<()>,
@@ -101,30 +102,30 @@ struct Shared {
     permits: Semaphore,
     link: watch::Sender<Link>,
     /// Std mutexes, because neither is held across an await.
-    questions: Mutex<Questions>,
+    pending: Mutex<Pending>,
     timer: Mutex<RetryTimer>,
     pace: Mutex<Pace>,
 }
 
 impl Client {
-    /// Connect, subscribe to the device's answers, and wait until the broker has said that it will
-    /// deliver them: an answer that came earlier would have nowhere to go.
+    /// Connect, subscribe to the device's answers, and wait for the broker's confirmation (SUBACK). An answer that came
+    /// before it would be lost.
     ///
     /// # Errors
-    /// [`ConnectError`] when the broker refuses, or no connection stands within [`Settings::connect`].
+    /// [`ConnectError`] when the broker refuses, or when there is no connection within [`Settings::connect`].
     pub async fn connect(device: &Device, settings: Settings) -> Result<Self, ConnectError> {
         let mut options = device.options();
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
         options.set_inflight(PACKET_IDS);
         options.set_keep_alive(Duration::from_secs(30));
-        // As many as are open, and the subscription.
-        let (mqtt, mut events) = AsyncClient::new(options, usize::from(settings.open) + 1);
+        // Room for all pending requests and the subscription.
+        let (mqtt, mut events) = AsyncClient::new(options, usize::from(settings.max_pending) + 1);
         events.network_options.set_tcp_nodelay(true); // send small messages at once
         events
             .network_options
             .set_connection_timeout(CONNECT_SECONDS);
 
-        let patience = settings.connect;
+        let limit = settings.connect;
         let (link, mut changes) = watch::channel(Link::Down {
             reason: "not tried yet".into(),
             refused: false,
@@ -136,12 +137,12 @@ impl Client {
             } else {
                 device.request_topic()
             },
-            permits: Semaphore::new(settings.open.into()),
+            permits: Semaphore::new(settings.max_pending.into()),
             pace: Mutex::new(Pace::new(settings.pace)),
             settings,
             mqtt,
             link,
-            questions: Mutex::default(),
+            pending: Mutex::default(),
             timer: Mutex::default(),
         });
         let listener = tokio::spawn(listen(
@@ -150,10 +151,10 @@ impl Client {
             device.client_id().to_owned(),
             Arc::clone(&shared),
         ));
-        // From here on an early return ends the listener too.
+        // From here on, an early return drops the client, which ends the listener.
         let client = Self { shared, listener };
         let settled = |link: &Link| !matches!(link, Link::Down { refused: false, .. });
-        let _ = timeout(patience, changes.wait_for(settled)).await;
+        let _ = timeout(limit, changes.wait_for(settled)).await;
         let (address, client_id) = (device.address(), device.client_id().to_owned());
         match changes.borrow().clone() {
             Link::Up { .. } => Ok(client),
@@ -173,27 +174,27 @@ impl Client {
             } => Err(ConnectError::Unreachable {
                 address,
                 client_id,
-                waited: patience,
+                waited: limit,
                 reason,
             }),
             Link::Closed => unreachable!("nobody else holds this client yet"),
         }
     }
 
-    /// Ask, and wait for the reply. The question is a request of the function, with a `request_id` that
-    /// no other question of this client has. Waits for room first while [`Settings::open`] are open.
+    /// Send a request, and wait for the reply. Its `request_id` must differ from those of all other requests of this
+    /// client. While [`Settings::max_pending`] requests are pending, it waits.
     ///
-    /// A question without a reply is asked again under the same id: after a while, and as soon as a lost
-    /// connection is back. To stop waiting is to drop the future.
+    /// Without a reply, the request is retried under the same id: after a timeout, and as soon as a lost connection is
+    /// back. To stop waiting, drop the future; the request then counts as failed.
     ///
     /// # Errors
-    /// [`AskError`], at the latest [`Settings::deadline`] after there was room.
+    /// [`AskError`], at the latest [`Settings::deadline`] after the request became pending.
     pub async fn ask(&self, request: &Value) -> Result<Reply, AskError> {
         let id = request["request_id"].as_str().unwrap_or_default();
         self.ask_text(id, request.to_string()).await
     }
 
-    /// Ask in the very bytes of `request`, the JSON of a request whose `request_id` is `id`.
+    /// As [`Client::ask`], with the bytes of `request` as they are: JSON whose `request_id` is `id`.
     ///
     /// # Errors
     /// As [`Client::ask`].
@@ -212,21 +213,21 @@ impl Client {
             .acquire()
             .await
             .map_err(|_| AskError::Closed)?;
-        let mut reply = shared.questions().open(id)?;
-        // Whatever happens from here on, the question is closed once.
-        let _open = Open { shared, id };
+        let mut reply = shared.pending().add(id)?;
+        // Whatever happens from here on, the request ends once.
+        let _pending = PendingRequest { shared, id };
         let asked = Instant::now();
         let mut attempts = 0;
         match timeout(
             shared.settings.deadline,
-            shared.insist(request, &mut reply, &mut attempts),
+            shared.send_until_replied(request, &mut reply, &mut attempts),
         )
         .await
         {
             Ok(reply) => reply,
             Err(_) => {
-                // From here on none can come; one that came in this very moment is not lost.
-                shared.questions().give_up(id);
+                // From here on, no reply is delivered; one that came at this very moment is still in the channel.
+                shared.pending().give_up(id);
                 reply.try_recv().map_err(|_| AskError::NoAnswer {
                     request_id: id.to_owned(),
                     waited: asked.elapsed(),
@@ -240,14 +241,14 @@ impl Client {
         }
     }
 
-    /// Which model answers, and what it wants to know.
+    /// Ask the function which model it uses, and which features that model needs.
     ///
     /// # Errors
     /// [`DescribeError`]: no answer, a refusal, or an answer of another kind.
     pub async fn describe(&self) -> Result<Description, DescribeError> {
         let id = format!("describe-{:08x}", fastrand::u32(..));
         let reply = self.ask(&json!({"request_id": id, "describe": true})).await;
-        self.shared.questions().forget(&reply);
+        self.shared.pending().forget(&reply);
         match reply? {
             Reply::Answer(answer) => {
                 serde_json::from_value(answer).map_err(|e| DescribeError::Unreadable(e.to_string()))
@@ -259,22 +260,22 @@ impl Client {
         }
     }
 
-    /// How it went so far.
+    /// The counters since the start.
     pub fn counters(&self) -> Counters {
-        self.shared.questions().counters
+        self.shared.pending().counters
     }
 
-    /// How the connection is, now and whenever it changes.
+    /// The state of the connection, now and whenever it changes.
     pub fn link(&self) -> watch::Receiver<Link> {
         self.shared.link.subscribe()
     }
 
-    /// Say goodbye to the broker and end.
+    /// Disconnect from the broker, and end.
     pub async fn close(mut self) {
         self.shared.permits.close();
         self.shared.link.send_replace(Link::Closed);
         let _ = self.shared.mqtt.try_disconnect();
-        // It ends with the goodbye; where there is no connection to say it on, the drop ends it.
+        // The listener ends when DISCONNECT is sent; without a connection, the drop ends it.
         let _ = timeout(Duration::from_secs(1), &mut self.listener).await;
     }
 }
@@ -285,21 +286,21 @@ impl Drop for Client {
     }
 }
 
-/// A question that is open while this lives.
-struct Open<'a> {
+/// A request that is pending while this value lives.
+struct PendingRequest<'a> {
     shared: &'a Shared,
     id: &'a str,
 }
 
-impl Drop for Open<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
-        self.shared.questions().give_up(self.id);
+        self.shared.pending().give_up(self.id);
     }
 }
 
 impl Shared {
-    fn questions(&self) -> MutexGuard<'_, Questions> {
-        self.questions
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending
             .lock()
             .expect("nothing panics while it holds this lock")
     }
@@ -319,8 +320,8 @@ impl Shared {
         pace.take(Instant::now()).into()
     }
 
-    /// Ask again and again until there is a reply.
-    async fn insist(
+    /// Send the request, and retry until there is a reply.
+    async fn send_until_replied(
         &self,
         request: String,
         reply: &mut oneshot::Receiver<Reply>,
@@ -328,7 +329,7 @@ impl Shared {
     ) -> Result<Reply, AskError> {
         let mut link = self.link.subscribe();
         loop {
-            // Nothing is sent before the broker has our subscription, or when the reply is there.
+            // Send nothing before the broker has confirmed the subscription, or when the reply is there.
             let connection = tokio::select! {
                 biased;
                 reply = &mut *reply => return reply.map_err(|_| AskError::Closed),
@@ -351,36 +352,36 @@ impl Shared {
             sent.await.map_err(|_| AskError::Closed)?;
             *attempts += 1;
             if *attempts > 1 {
-                self.questions().counters.retried += 1;
+                self.pending().counters.retried += 1;
             }
-            let asked = Instant::now();
+            let sent_at = Instant::now();
             let wait = self.timer().wait(*attempts);
             tokio::select! {
                 biased;
                 reply = &mut *reply => {
                     if *attempts == 1 {
-                        self.timer().learn(asked.elapsed());
+                        self.timer().learn(sent_at.elapsed());
                     }
                     return reply.map_err(|_| AskError::Closed);
                 }
                 _ = sleep(wait) => self.timer().expired(*attempts),
-                // What was under way on a lost connection may be lost with it.
+                // A request that was sent on a lost connection may be lost: retry it on the next one.
                 _ = link.wait_for(|link| *link != Link::Up { connection }) => {}
             }
         }
     }
 }
 
-/// Keep the connection: nothing moves in rumqttc unless its event loop is polled. Subscribe on every
-/// connection (a clean session forgets), hand on what arrives, and come back when it breaks.
+/// Keep the connection: rumqttc does nothing unless its event loop is polled. Subscribe on every connection (a clean
+/// session keeps no subscription), deliver what arrives, and reconnect when the connection breaks.
 async fn listen(mut events: EventLoop, answers: String, client_id: String, shared: Arc<Shared>) {
     let mut reconnect = Reconnect::new();
     let mut link = shared.link.subscribe();
-    // How many connections in a row were closed on us soon after they were made.
+    // How many connections in a row the broker closed soon after they were made.
     let mut short_lived = 0;
     let mut connections = 0;
     let mut connected: Option<Instant> = None;
-    // Since when something is sent and nothing is heard.
+    // When something was sent, if nothing has arrived since.
     let mut silent_since: Option<tokio::time::Instant> = None;
     loop {
         let deadline = silent_since.map(|since| since + SILENCE);
@@ -394,7 +395,7 @@ async fn listen(mut events: EventLoop, answers: String, client_id: String, share
             event = events.poll() => event
                 .map_err(|e| Lost { refused: refusal(&e), by_us: false, reason: e.to_string() })
                 .and_then(|event| usable(event, &answers)),
-            () = silence => Err(Lost::by_us(format!("nothing heard for {SILENCE:?}"))),
+            () = silence => Err(Lost::by_us(format!("the broker was silent for {SILENCE:?}"))),
         };
         let event = match event {
             Ok(Event::Outgoing(Outgoing::Publish(_)))
@@ -413,18 +414,18 @@ async fn listen(mut events: EventLoop, answers: String, client_id: String, share
                     Packet::ConnAck(_) => {
                         connections += 1;
                         connected = Some(Instant::now());
-                        // Before all that may wait in the channel, and never for want of room in it. At QoS 0: the
-                        // question of an answer that is lost is asked again, and AWS charges for a device's PUBACK.
+                        // First, before all that waits in the channel, even if the channel is full. At QoS 0: the
+                        // request of a lost answer is retried, and AWS charges for a device's PUBACK.
                         let subscribe = Subscribe::new(&answers, QoS::AtMostOnce);
-                        events.pending.push_front(Request::Subscribe(subscribe));
+                        events.pending.push_front(MqttRequest::Subscribe(subscribe));
                     }
                     Packet::SubAck(_) => {
-                        shared.questions().counters.reconnected = connections - 1;
+                        shared.pending().counters.reconnected = connections - 1;
                         shared.change(Link::Up {
                             connection: connections,
                         });
                     }
-                    Packet::Publish(message) => shared.questions().deliver(&message.payload),
+                    Packet::Publish(message) => shared.pending().deliver(&message.payload),
                     _ => {}
                 }
             }
@@ -438,12 +439,12 @@ async fn listen(mut events: EventLoop, answers: String, client_id: String, share
             Err(mut lost) => {
                 silent_since = None;
                 events.clean();
-                // Nobody will acknowledge what it waits behind; its question is asked again.
+                // The message that it waits for is never acknowledged; its request is retried.
                 events.state.collision = None;
-                // What was read and not handled yet: a SUBACK among it would be taken for the next connection's.
+                // Events that were read and not handled yet: a SUBACK among them would count for the next connection.
                 for event in events.state.events.drain(..) {
                     if let Event::Incoming(Packet::Publish(message)) = event {
-                        shared.questions().deliver(&message.payload);
+                        shared.pending().deliver(&message.payload);
                     }
                 }
                 if *shared.link.borrow() == Link::Closed {
@@ -471,7 +472,7 @@ async fn listen(mut events: EventLoop, answers: String, client_id: String, share
                 {
                     return;
                 }
-                // By now nobody sends, and what still came in between is asked again.
+                // By now nobody sends. Drop what was sent meanwhile; it is retried.
                 events.clean();
             }
         }
@@ -487,7 +488,7 @@ impl Shared {
         });
     }
 
-    /// Closed is for good.
+    /// Change the state, unless it is [`Link::Closed`].
     fn change(&self, new: Link) {
         self.link.send_if_modified(|link| {
             let changed = *link != Link::Closed && *link != new;
@@ -499,11 +500,11 @@ impl Shared {
     }
 }
 
-/// Why a connection is of no use.
+/// Why a connection cannot be used.
 struct Lost {
-    /// The broker will not have us.
+    /// The broker refuses this client.
     refused: bool,
-    /// We give it up, and the broker did not close it.
+    /// This client gave the connection up; the broker did not close it.
     by_us: bool,
     reason: String,
 }
@@ -518,7 +519,7 @@ impl Lost {
     }
 }
 
-/// An event, unless it says that this connection is of no use.
+/// The event, or [`Lost`] if it shows that this connection cannot be used.
 fn usable(event: Event, answers: &str) -> Result<Event, Lost> {
     match event {
         Event::Incoming(Packet::SubAck(granted))
@@ -530,8 +531,8 @@ fn usable(event: Event, answers: &str) -> Result<Event, Lost> {
                 reason: format!("the broker refuses the subscription to {answers}"),
             })
         }
-        // All other packet ids were used since, and this one is not free: rumqttc sends nothing until an
-        // acknowledgement comes that is most likely lost (<https://github.com/bytebeamio/rumqtt/issues/1056>).
+        // All other packet ids were used since, and this one is not free: rumqttc sends nothing more until an
+        // acknowledgement comes, which is most likely lost (<https://github.com/bytebeamio/rumqtt/issues/1056>).
         Event::Outgoing(Outgoing::AwaitAck(_)) => {
             Err(Lost::by_us("an acknowledgement is missing".to_owned()))
         }
@@ -539,7 +540,7 @@ fn usable(event: Event, answers: &str) -> Result<Event, Lost> {
     }
 }
 
-/// Whether the broker has said no, and will say so again.
+/// Whether the broker refused this client, and will refuse it again.
 fn refusal(error: &ConnectionError) -> bool {
     use ConnectReturnCode::{BadClientId, BadUserNamePassword, NotAuthorized};
     matches!(

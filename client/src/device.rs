@@ -1,4 +1,4 @@
-//! Who asks: a device's folder, as `make device` wrote it.
+//! A device: the folder that `make device` writes.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::error::DeviceError;
 
-/// A device: where its broker is, what it is called, and the certificate that proves it.
+/// A device: the address of its broker, its client id, and the certificate that proves it.
 #[derive(Clone)]
 pub struct Device {
     endpoint: Endpoint,
@@ -49,7 +49,7 @@ impl Device {
         })
     }
 
-    /// The same device by way of another port of this machine, such as a proxy's.
+    /// The same device through another port of this machine, such as a proxy's.
     pub fn through(mut self, port: u16) -> Self {
         self.endpoint.port = port;
         self
@@ -65,30 +65,30 @@ impl Device {
         format!("{}:{}", self.endpoint.host, self.endpoint.port)
     }
 
-    /// Where it asks.
+    /// The topic of its requests.
     pub fn request_topic(&self) -> String {
         format!("{}/request/{}", self.endpoint.stack, self.client_id())
     }
 
-    /// Where it asks by Basic Ingest: straight to the rule, past the broker, which does not meter it
+    /// The topic of its requests by Basic Ingest: they go straight to the rule, past the broker, and are not metered
     /// (<https://docs.aws.amazon.com/iot/latest/developerguide/iot-basic-ingest.html>).
     pub fn basic_ingest_topic(&self) -> String {
         let (stack, topic) = (&self.endpoint.stack, self.request_topic());
         format!("$aws/rules/{stack}_rule/{topic}")
     }
 
-    /// Where it is answered.
+    /// The topic of its answers.
     pub fn response_topic(&self) -> String {
         format!("{}/response/{}", self.endpoint.stack, self.client_id())
     }
 
-    /// How rumqttc connects as it: TLS in both directions, we check the broker's certificate and the broker
-    /// checks ours.
+    /// Options for rumqttc: mutual TLS, in which this side checks the broker's certificate and the broker checks the
+    /// device's.
     pub fn options(&self) -> MqttOptions {
         let Endpoint { host, port, .. } = &self.endpoint;
         let mut options = MqttOptions::new(self.client_id(), host, *port);
         // Where two cryptographic libraries are compiled in, as the function's own is on a laptop, rustls asks which one
-        // to use. The first choice stands, and a second changes nothing.
+        // to use. The first choice counts; a second call changes nothing.
         let _ = aws_lc_rs::default_provider().install_default();
         options.set_transport(Transport::Tls(TlsConfiguration::Simple {
             ca: self.ca.clone(),

@@ -10,7 +10,7 @@ use iris_fn::request::{MAX_PAYLOAD, MAX_REQUEST_ID};
 /// Why a device's folder cannot be used.
 #[derive(Debug, Error)]
 pub enum DeviceError {
-    /// A file of it could not be read.
+    /// A file in it could not be read.
     #[error("cannot read {path}: {source}; `make device NAME=…` writes it")]
     Read {
         /// The file.
@@ -31,25 +31,25 @@ pub enum DeviceError {
 /// Why there is no connection at the start.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ConnectError {
-    /// The broker answered, and will not have us.
+    /// The broker answered, and refused this client.
     #[error("{address} refuses {client_id}: {reason}; `make device` renews a certificate")]
     Refused {
         /// Host and port.
         address: String,
-        /// As whom we came.
+        /// The MQTT client id.
         client_id: String,
         /// The broker's reason.
         reason: String,
     },
-    /// No connection within the time given.
+    /// No connection within the timeout.
     #[error(
         "no connection to {address} as {client_id} in {waited:?}, last: {reason}; \
-         `make status` says whether the cloud is there, `make device` renews a certificate"
+         `make status` says whether the cloud is running, `make device` renews a certificate"
     )]
     Unreachable {
         /// Host and port.
         address: String,
-        /// As whom we came.
+        /// The MQTT client id.
         client_id: String,
         /// How long it was tried.
         waited: Duration,
@@ -58,33 +58,33 @@ pub enum ConnectError {
     },
 }
 
-/// Why a question has neither answer nor refusal. Every one of these is said within the deadline.
+/// Why a request has neither answer nor refusal. Each of these is returned within the deadline.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum AskError {
-    /// There is nothing to know the answer by.
-    #[error("a question needs a `request_id`: a text of 1 to {MAX_REQUEST_ID} bytes")]
+    /// Nothing could match an answer to the request.
+    #[error("a request needs a `request_id`: a text of 1 to {MAX_REQUEST_ID} bytes")]
     NoRequestId,
-    /// Answers to two questions could not be told apart.
-    #[error("request_id {0:?} was used before: give each question one of its own")]
+    /// Answers to two requests could not be told apart.
+    #[error("request_id {0:?} was used before: give each request one of its own")]
     RequestIdInUse(String),
-    /// AWS IoT would drop the connection for it, and all that is under way with it.
+    /// AWS IoT would close the connection for it, and lose all other pending messages.
     #[error(
-        "the question has {bytes} bytes, MQTT takes at most {MAX_PAYLOAD}: ask in smaller batches"
+        "the request has {bytes} bytes, AWS IoT takes at most {MAX_PAYLOAD}: ask in smaller batches"
     )]
     TooLarge {
         /// Its length.
         bytes: usize,
     },
-    /// No answer until the deadline.
-    #[error("no answer to {request_id:?} in {waited:?}, asked {attempts} times{}", after(.connection))]
+    /// No answer within the deadline.
+    #[error("no answer to {request_id:?} in {waited:?}, sent {attempts} times{}", after(.connection))]
     NoAnswer {
-        /// The question.
+        /// The id of the request.
         request_id: String,
-        /// How long it was open.
+        /// How long it was pending.
         waited: Duration,
         /// How often it was sent.
         attempts: u32,
-        /// What was wrong with the connection in the end, if it was away.
+        /// Why there was no connection at the deadline, if there was none.
         connection: Option<String>,
     },
     /// [`crate::Client::close`] was called.
@@ -98,10 +98,10 @@ pub enum DescribeError {
     /// No answer.
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// There is no model, for example.
+    /// The function refused, because there is no model, for example.
     #[error("the function does not describe its model: {message}")]
     Refused {
-        /// Its own words.
+        /// The function's message.
         message: String,
     },
     /// An answer of another kind: the function is older than this client.
@@ -125,6 +125,6 @@ impl AskError {
 }
 
 fn after(connection: &Option<String>) -> String {
-    let said = connection.as_ref();
-    said.map_or(String::new(), |reason| format!("; no connection: {reason}"))
+    let reason = connection.as_ref();
+    reason.map_or(String::new(), |reason| format!("; no connection: {reason}"))
 }

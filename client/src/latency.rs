@@ -1,4 +1,4 @@
-//! How long answers took, as percentiles that keep the rare long ones.
+//! Latencies, as percentiles that keep the rare long ones.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Latency {
         )
     }
 
-    /// For programs, in milliseconds; `null` where nothing was asked.
+    /// For programs, in milliseconds; `null` where nothing was recorded.
     pub fn json(&self) -> Value {
         if self.0.is_empty() {
             return Value::Null;

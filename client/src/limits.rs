@@ -1,4 +1,4 @@
-//! What all commands may be told about the limits of a connection.
+//! Options of all commands: the limits of a connection.
 
 use std::sync::Once;
 
@@ -10,26 +10,26 @@ use client::{Client, Link, Settings};
 
 use crate::predict::positive;
 
-/// How fast, and which way, a device asks.
+/// How fast a device sends requests, and to which topic.
 #[derive(Args, Clone, Copy)]
 pub struct Limits {
-    /// Questions a second that one device may send. More than 40 is for the local cloud: AWS IoT discards what exceeds
-    /// 100 messages a second on a connection, questions and answers together
+    /// Requests a second that one device may send. More than 40 is for the local cloud: AWS IoT discards what exceeds
+    /// 100 messages a second on a connection, requests and answers together
     #[arg(long, env = "PACE", default_value = "40", value_parser = positive)]
     pub pace: f64,
-    /// Ask by Basic Ingest: one message less to pay for, and nobody else can listen to the questions
+    /// Send by Basic Ingest: one message less to pay for, and nobody else can subscribe to the requests
     #[arg(long, env = "BASIC_INGEST", value_parser = FalseyValueParser::new())]
     basic_ingest: bool,
 }
 
 impl Limits {
-    /// A client's settings, for its share of a rate.
+    /// A client's settings; refuses a rate that so many devices cannot send.
     pub fn settings(self, rate: f64, devices: u16) -> Result<Settings> {
         ensure!(
             rate <= self.pace * f64::from(devices),
-            "{rate} questions a second are too many for {devices} device{}: AWS IoT discards what exceeds {BROKER_LIMIT} \
-             messages a second on a connection, questions and answers together, so that one device asks {} at most; \
-             `make load` with DEVICES={} asks as many, and PACE={rate} lifts this for a cloud without the limit",
+            "{rate} requests a second are too many for {devices} device{}: AWS IoT discards what exceeds {BROKER_LIMIT} \
+             messages a second on a connection, requests and answers together, so that one device sends {} at most; \
+             `make load` with DEVICES={} sends that many, and PACE={rate} lifts this for a cloud without the limit",
             if devices == 1 { "" } else { "s" },
             self.pace,
             (rate / self.pace).ceil(),
@@ -42,9 +42,9 @@ impl Limits {
     }
 }
 
-/// Say on standard error, once for all devices, that another client takes the connection.
+/// Report on standard error, once for all devices, that another client takes over the connection.
 pub fn warn_of_another(client: &Client) {
-    static SAID: Once = Once::new();
+    static REPORTED: Once = Once::new();
     let mut link = client.link();
     tokio::spawn(async move {
         let taken_over = |link: &Link| {
@@ -59,7 +59,7 @@ pub fn warn_of_another(client: &Client) {
         if let Ok(down) = link.wait_for(taken_over).await
             && let Link::Down { reason, .. } = &*down
         {
-            SAID.call_once(|| eprintln!("{reason}"));
+            REPORTED.call_once(|| eprintln!("{reason}"));
         }
     });
 }

@@ -1,16 +1,16 @@
-//! `client live`: a page that shows every row of a run arriving with its answer, and asks about one's own.
+//! `client live`: a page that shows the rows of a run with their answers as they arrive, and has a form to ask about a
+//! row of one's own.
 //!
-//! A device like any other, with a certificate of its own, that hands on what it hears: the browser has no
-//! certificate and speaks no MQTT. What changes goes to the pages as server-sent events, what a page wants
-//! comes as a small POST.
+//! The server is a device like any other, with a certificate of its own, and forwards between MQTT and HTTP: the
+//! browser has no certificate and speaks no MQTT. Pages get changes as server-sent events, and send small POSTs.
 //!
-//! * [`asking`]: the connection, and the questions of the pages.
+//! * [`asking`]: the connection, and the requests of the pages.
 //! * [`rows`]: the model that answers, and the rows of the run.
 //! * [`pace`]: the run at its rate, the status, and which model answers.
-//! * [`outcome`]: what became of a question, in a page's words.
-//! * [`regions`]: what the model would say all over a plane of two features.
-//! * [`events`]: the stream to one page, and what it leaves out when there is more than a page can draw.
-//! * [`guard`]: who is let in.
+//! * [`outcome`]: how a request ended, as a page gets it.
+//! * [`regions`]: the model's predictions over a plane of two features.
+//! * [`events`]: the stream to one page, which samples when there is more than a page can draw.
+//! * [`guard`]: who has access.
 
 mod asking;
 mod events;
@@ -51,10 +51,10 @@ use asking::Asking;
 use guard::{Caller, Guard, Refusal};
 use rows::Run;
 
-/// Settings of `live`.
+/// Options of `live`.
 #[derive(Args)]
 pub struct Live {
-    /// Questions a second, round and round the rows while a page is open
+    /// Requests a second, over and over through the rows while a page is open
     #[arg(long, env = "RATE", default_value = "5", value_parser = positive)]
     rate: f64,
     /// Port of the page; 0 for any that is free
@@ -65,7 +65,7 @@ pub struct Live {
         default_value_t = 8890
     )]
     port: u16,
-    /// Let in whoever in the room has the second address that is printed. Unencrypted, as http is
+    /// Give access to everybody who has the second address that is printed. Unencrypted, as HTTP is
     #[arg(long, env = "ROOM", value_parser = FalseyValueParser::new())]
     open_to_room: bool,
     /// Only print the address
@@ -74,16 +74,16 @@ pub struct Live {
     /// The rows of the run, with their labels where known; random rows where it does not fit the model
     #[arg(long, default_value = "data/iris.csv", value_name = "FILE")]
     csv: PathBuf,
-    /// The device that asks
+    /// The device that sends the requests
     #[arg(long, default_value = "live")]
     device: String,
     #[command(flatten)]
     limits: Limits,
 }
 
-/// Longest body that is read: 256 features with the longest names fit.
+/// The longest body that is accepted: 256 features with the longest names fit.
 const MAX_BODY: usize = 64 * 1024;
-/// How long the pages may take to hear that it is over.
+/// Timeout for the pages to close their connections at the end.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 impl Live {
@@ -106,7 +106,7 @@ impl Live {
         let port = listener.local_addr()?.port();
         let guard = Guard::new(port, self.open_to_room)?;
         let settings = Settings {
-            open: asking::OPEN,
+            max_pending: asking::MAX_PENDING,
             ..self.limits.settings(self.rate, 1)?
         };
         let client = Client::connect(&device, settings).await?;
@@ -138,7 +138,7 @@ impl Live {
                 .await
         });
         tokio::select! {
-            // First, so that Ctrl-C is waited for by the time that anybody knows of the page.
+            // First, so that Ctrl-C is handled before anybody knows the page's address.
             biased;
             stop = tokio::signal::ctrl_c() => stop.context("cannot wait for Ctrl-C")?,
             ended = &mut served => ended.context("the web server ended")?,
@@ -154,15 +154,15 @@ impl Live {
     }
 }
 
-/// A file that leads the browser to the page. Everybody on this machine sees which command opens a browser, and nobody
-/// else may read this file: the token is in here.
+/// A file that redirects the browser to the page. Every user of this machine can see the command that opens a browser;
+/// only its owner can read this file, which has the token.
 struct Door(PathBuf);
 
 impl Door {
     fn lead_to(&self, address: &str) -> std::io::Result<()> {
         let mut options = fs::OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
-        // One of a server that was killed.
+        // The file of a server that was killed.
         fs::remove_file(&self.0).ok();
         let mut file = options.open(&self.0)?;
         writeln!(
@@ -178,14 +178,14 @@ impl Drop for Door {
     }
 }
 
-/// Wait until nobody else holds it: a page's connection may be about to let go.
+/// Wait until nobody else holds it: the connection of a page may be about to end.
 async fn alone(asking: &Arc<Asking>) {
     while Arc::strong_count(asking) > 1 {
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Where the page is: for this machine's browser, and in words.
+/// The address for this machine's browser, and the lines to print.
 fn addresses(guard: &Guard, port: u16) -> (String, String) {
     let address =
         |host: IpAddr, query: String| format!("http://{}/{query}", SocketAddr::new(host, port));
@@ -202,7 +202,7 @@ fn addresses(guard: &Guard, port: u16) -> (String, String) {
 }
 
 /// The address that this machine has in its network. Connecting a UDP socket only looks up the route:
-/// nothing is sent (and nobody is there: RFC 5737).
+/// nothing is sent (and the address belongs to nobody: RFC 5737).
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
@@ -245,7 +245,7 @@ fn router(asking: Arc<Asking>, guard: Guard) -> Router {
         ))
 }
 
-/// A page listens.
+/// A page subscribes to the events.
 async fn watch(
     State(asking): State<Arc<Asking>>,
     Extension(caller): Extension<Caller>,
@@ -253,7 +253,7 @@ async fn watch(
     Ok(events::stream(asking, caller == Caller::Owner)?.into_response())
 }
 
-/// Somebody's own row.
+/// A page asks about a row.
 async fn ask(State(asking): State<Arc<Asking>>, body: Bytes) -> Result<Response, Refusal> {
     let json = asking.ask_for_page(&read(&body)?).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
@@ -267,7 +267,7 @@ struct Plane {
     row: BTreeMap<String, f64>,
 }
 
-/// What the model says all over that plane.
+/// The model's predictions over that plane.
 async fn regions(State(asking): State<Arc<Asking>>, body: Bytes) -> Result<Response, Refusal> {
     let Plane { axes, row } = read(&body)?;
     let grid = regions::grid(&asking, &axes, &row).await?;
@@ -285,7 +285,7 @@ struct Turn {
     on: bool,
 }
 
-/// The run goes on or pauses, for everybody: only who started this decides that.
+/// Start or pause the run, for everybody: only the owner may do that.
 async fn start_or_pause(
     State(asking): State<Arc<Asking>>,
     Extension(caller): Extension<Caller>,
@@ -308,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_numbers_by_name_and_nothing_else() {
+    fn a_request_is_numbers_by_name_and_nothing_else() {
         let row: BTreeMap<String, f64> = read(br#"{"weight": 5.1, "width": 0}"#).unwrap();
         assert_eq!(row["weight"], 5.1);
         for bad in [
@@ -327,7 +327,7 @@ mod tests {
         }
     }
 
-    /// The page may load nothing from elsewhere, and its policy would stop what stands in its text.
+    /// The page may load nothing from elsewhere, and its policy blocks inline scripts and styles.
     #[test]
     fn the_page_needs_nothing_but_itself() {
         let page = include_str!("live/page.html");

@@ -1,11 +1,11 @@
 //! `client load`: many devices, a steady rate, and how long the answers took.
 //!
-//! The rate does not wait for the answers (an open loop), and a time counts from when its question was
-//! due, not from when it could be sent: otherwise a slow moment would hide all the questions that had to
-//! wait for it ("coordinated omission", Gil Tene, How NOT to Measure Latency, 2015).
+//! The rate does not wait for the answers (an open loop). A latency counts from when its request was due, not from
+//! when it could be sent: otherwise a slow moment would hide all the requests that had to wait for it ("coordinated
+//! omission", Gil Tene, How NOT to Measure Latency, 2015).
 //!
-//! When the time is over, what still waits for room is not asked any more, and is counted: whoever asks for more than
-//! can be answered hears how much that was, and does not wait for the rest.
+//! When the time is over, requests that still wait to be sent are not sent, and are counted: the result then shows how
+//! much of the rate was reached, and the run ends in time.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -24,41 +24,41 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::latency::Latency;
 use crate::limits::{Limits, warn_of_another};
-use crate::predict::{positive, told_counters};
+use crate::predict::{nonzero, positive};
 
-/// What `load` may be told.
+/// Options of `load`.
 #[derive(Args)]
 pub struct Load {
-    /// Questions a second, of all devices together
+    /// Requests a second, of all devices together
     #[arg(long, env = "RATE", default_value = "50", value_parser = positive)]
     rate: f64,
-    /// For how long
+    /// For how many seconds
     #[arg(long, env = "SECONDS", default_value = "10", value_parser = positive)]
     seconds: f64,
-    /// How many devices ask in turn: `<name>-1`, `<name>-2` …
+    /// How many devices send in turn: `<name>-1`, `<name>-2` …
     #[arg(long, env = "DEVICES", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     devices: u16,
     /// What their names begin with
     #[arg(long, default_value = "load")]
     name: String,
-    /// Another port of this machine to reach the broker by
+    /// Another port of this machine through which to reach the broker
     #[arg(long, hide = true)]
     port: Option<u16>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Seconds that a question may stay open
+    /// Timeout of a request in seconds, retries included
     #[arg(long, default_value = "15", value_parser = positive)]
     deadline: f64,
     #[command(flatten)]
     limits: Limits,
 }
 
-/// A question's reply, unless it was left unasked; and how long it took since it was due, and since it was sent.
+/// A request's reply, unless it was not sent; and how long it took since it was due, and since it was sent.
 type Ended = (Option<Result<Reply, AskError>>, Duration, Duration);
 
 impl Load {
-    /// Connect all, ask, and say by the exit code whether every question was asked and answered.
+    /// Connect all devices, and send the requests. The exit code is 0 when every request was sent and answered.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
         let deadline = Duration::from_secs_f64(self.deadline);
         let settings = Settings {
@@ -68,14 +68,14 @@ impl Load {
         let clients = self.connect(dir, &settings).await?;
         let model = clients[0].describe().await?;
         let run = format!("{:08x}", fastrand::u32(..));
-        // Whole questions only; the last is due before the time is over.
+        // Whole requests only; the last is due before the time is over.
         let count = (self.rate * self.seconds).round().max(1.0) as u64;
-        let rooms: Vec<_> = clients
+        let slots: Vec<_> = clients
             .iter()
-            .map(|_| Arc::new(Semaphore::new(settings.open.into())))
+            .map(|_| Arc::new(Semaphore::new(settings.max_pending.into())))
             .collect();
-        let close = || rooms.iter().for_each(|room| room.close());
-        let mut open: JoinSet<Ended> = JoinSet::new();
+        let close = || slots.iter().for_each(|slots| slots.close());
+        let mut pending: JoinSet<Ended> = JoinSet::new();
         let (mut due, mut sent) = (Latency::new(), Latency::new());
         let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
         let begin = Instant::now();
@@ -84,18 +84,18 @@ impl Load {
         let mut next = 0;
         let mut last = count;
         let (mut over, mut unasked) = (false, 0);
-        while next < last || !open.is_empty() {
+        while next < last || !pending.is_empty() {
             let at = begin + Duration::from_secs_f64(next as f64 / self.rate);
             tokio::select! {
                 () = sleep_until(at), if next < last => {
                     let device = next as usize % clients.len();
-                    let (client, room) = (Arc::clone(&clients[device]), Arc::clone(&rooms[device]));
+                    let (client, slots) = (Arc::clone(&clients[device]), Arc::clone(&slots[device]));
                     let id = format!("{run}-{next}");
-                    // As text: where many must wait, it takes less memory than the JSON tree.
+                    // As text, which takes less memory than the JSON tree when many wait.
                     let request = model.request(&id, &any_row(&model)).to_string();
-                    open.spawn(async move {
+                    pending.spawn(async move {
                         let due = Instant::now();
-                        let Ok(_room) = room.acquire().await else {
+                        let Ok(_slot) = slots.acquire().await else {
                             return (None, at.elapsed(), due.elapsed());
                         };
                         let reply = client.ask_text(&id, request).await;
@@ -103,15 +103,15 @@ impl Load {
                     });
                     next += 1;
                 }
-                Some(done) = open.join_next() => {
-                    let (reply, since_due, since_sent) = done.context("a question ended badly")?;
+                Some(done) = pending.join_next() => {
+                    let (reply, since_due, since_sent) = done.context("a request's task panicked")?;
                     let Some(reply) = reply else {
                         // It would have waited for longer.
                         due.record(since_due);
                         unasked += 1;
                         continue;
                     };
-                    // A failed one was waited for until its deadline: left out, it would hide the worst.
+                    // A failed request counts with its whole deadline: left out, it would hide the worst.
                     let least = if reply.is_ok() { Duration::ZERO } else { deadline };
                     due.record(since_due.max(least));
                     sent.record(since_sent.max(least));
@@ -124,14 +124,14 @@ impl Load {
                 }
                 _ = &mut stop => {
                     if over {
-                        for _ in 0..open.len() {
+                        for _ in 0..pending.len() {
                             due.record(deadline);
                             sent.record(deadline);
                         }
-                        open.shutdown().await; // each is counted as failed
+                        pending.shutdown().await; // each is counted as failed
                         break;
                     }
-                    eprintln!("stopped: waiting for what is open; once more ends that too");
+                    eprintln!("stopped: waiting for pending requests; press Ctrl-C once more to end these too");
                     over = true;
                     unasked += last - next;
                     last = next;
@@ -144,7 +144,7 @@ impl Load {
                 let line = format!(
                     "{:4.0} s  {}",
                     begin.elapsed().as_secs_f64(),
-                    told_counters(&sum(&clients))
+                    nonzero(&sum(&clients))
                 );
                 if std::io::stderr().is_terminal() {
                     eprint!("\r\x1b[K{line}")
@@ -170,13 +170,13 @@ impl Load {
                 "{} devices, {:.1} s: {}",
                 clients.len(),
                 took.as_secs_f64(),
-                told_counters(&counters)
+                nonzero(&counters)
             );
             println!("{a_second:.0} answers a second, {} were wanted", self.rate);
             if unasked > 0 {
                 println!(
-                    "{unasked} of {count} questions were left unasked when the time was over: RATE={:.0} is what it bears, or more \
-                     DEVICES ask for more",
+                    "{unasked} of {count} requests were not sent before the time was over: RATE={:.0} is what was reached; more DEVICES \
+                     may reach more",
                     a_second.max(1.0)
                 );
             }
@@ -199,7 +199,8 @@ impl Load {
         })
     }
 
-    /// All devices, some at a time: a broker meets thirty laptops, not a thousand in one moment.
+    /// Connect all devices, ten at a time: a thousand connections at the same moment would test the broker, not the
+    /// function.
     async fn connect(&self, dir: &Path, settings: &Settings) -> Result<Vec<Arc<Client>>> {
         let mut clients = Vec::new();
         for tens in (1..=self.devices).collect::<Vec<_>>().chunks(10) {
@@ -222,7 +223,7 @@ impl Load {
     }
 }
 
-/// Somewhere in the box of the training data, to three digits of each range.
+/// A random row within the ranges of the training data, to three digits of each range.
 pub fn any_row(model: &Description) -> Vec<f64> {
     let value = |feature: &Feature| {
         let part = f64::from(fastrand::u16(0..=1000)) / 1e3;

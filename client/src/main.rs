@@ -1,5 +1,5 @@
-//! Asks for predictions from a terminal: a row of values, a file of them, or as many as a network and a
-//! function will bear. `make` calls this with the right settings.
+//! Asks for predictions from a terminal: about one row, a file of rows, or at a steady rate from many devices.
+//! `make` calls it with the right settings.
 
 mod latency;
 mod limits;
@@ -35,7 +35,7 @@ enum Command {
     Predict(predict::Predict),
     /// Ask at a steady rate from many devices, and print how long the answers took
     Load(load::Load),
-    /// Show a run, and ask for one's own row, in a browser
+    /// Show a run in a browser, with a form to ask about a row of one's own
     Live(live::Live),
 }
 
@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What is wrong with a value, in the words of the setting of `make` that it came from.
+/// What is wrong with a value, named after the setting of `make` that it came from.
 fn in_settings(error: &clap::Error) -> Option<String> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(&**text),

@@ -1,14 +1,14 @@
-//! How long to wait: before the next message may be sent, before a question is asked again, and before a
-//! connection is tried again.
+//! How long to wait: before the next message may be sent, before a request is retried, and before a connection
+//! is tried again.
 
 use std::time::{Duration, Instant};
 
-/// Publishes a second that AWS IoT takes on one connection, both ways together; it discards what is above, without
-/// an acknowledgement (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
+/// Publishes a second that AWS IoT takes on one connection, both directions together; it discards what exceeds that,
+/// without an acknowledgement (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits>).
 pub const BROKER_LIMIT: f64 = 100.0;
-/// Questions a second on one connection. With their answers they are 80 publishes; the rest is room for answers
-/// that were late and come together, after a cold start for example.
-pub const QUESTIONS_A_SECOND: f64 = 40.0;
+/// Requests a second on one connection. With their answers they are 80 publishes; the rest is room for late answers
+/// that come together, after a cold start for example.
+pub const REQUESTS_A_SECOND: f64 = 40.0;
 
 /// When the next message may be sent: a token bucket, kept as the time at which it would be full again
 /// (the generic cell rate algorithm, ITU-T I.371).
@@ -19,11 +19,11 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many may be sent at once after a pause. In any second, 42 questions, their answers and 16 late ones are
+    /// How many may be sent at once after a pause. In any second, 42 requests, their answers and 16 late answers are
     /// [`BROKER_LIMIT`].
     const BURST: u32 = 2;
 
-    /// So many messages a second.
+    /// A bucket for `a_second` messages a second.
     pub fn new(a_second: f64) -> Self {
         Self {
             interval: Duration::try_from_secs_f64(1.0 / a_second).unwrap_or(Duration::MAX),
@@ -31,7 +31,7 @@ impl Pace {
         }
     }
 
-    /// Take a token; the time from which it is good.
+    /// Take a token, and return the time from which it is valid.
     pub fn take(&mut self, now: Instant) -> Instant {
         let earliest = now
             .checked_sub(self.interval.saturating_mul(Self::BURST - 1))
@@ -42,10 +42,10 @@ impl Pace {
     }
 }
 
-/// When to ask again, learned from the round trips so far: TCP's retransmission timer (RFC 6298).
+/// When to retry, learned from the round trips so far: TCP's retransmission timer (RFC 6298).
 ///
-/// A fixed time would be too long on a quick network and, where answers slow down under load, so short
-/// that asking again adds to the load.
+/// A fixed timeout would be too long on a fast network and, where answers slow down under load, so short
+/// that retries add to the load.
 #[derive(Debug, Clone)]
 pub struct RetryTimer {
     /// Smoothed round trip and its mean deviation; `None` before the first answer.
@@ -54,11 +54,11 @@ pub struct RetryTimer {
     backoff: u32,
 }
 
-/// Before anything is known: longer than most cold starts (RFC 6298 has 1 s).
+/// The timeout before a round trip is measured: longer than most cold starts (RFC 6298 has 1 s).
 const FIRST: Duration = Duration::from_secs(2);
-/// Never sooner: an answer that is only late costs nothing to wait for.
+/// The shortest timeout: waiting for a late answer costs nothing.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Never later.
+/// The longest timeout.
 const LONGEST: Duration = Duration::from_secs(8);
 
 impl RetryTimer {
@@ -70,8 +70,8 @@ impl RetryTimer {
         }
     }
 
-    /// Learn from a question that was asked once and answered after `round_trip`. One that was asked
-    /// again says nothing: it is not known which asking was answered (Karn's algorithm).
+    /// Learn from a request that was sent once and answered after `round_trip`. A retried request shows nothing: it is
+    /// not known which attempt was answered (Karn's algorithm).
     ///
     /// With R the round trip: var ← ¾ var + ¼ |smooth − R|, smooth ← ⅞ smooth + ⅛ R.
     pub fn learn(&mut self, round_trip: Duration) {
@@ -85,22 +85,22 @@ impl RetryTimer {
         });
     }
 
-    /// A wait for the answer to the `attempt`th asking was too short: the next question waits longer too.
-    /// Otherwise round trips that have grown beyond the wait would never be measured again, each question
-    /// being asked twice (the other half of Karn's algorithm).
+    /// The timeout of the `attempt`th attempt was too short: the next request waits longer too. Otherwise, round trips
+    /// that have grown beyond the timeout would never be measured again, because every request would be sent twice (the
+    /// other half of Karn's algorithm).
     pub fn expired(&mut self, attempt: u32) {
         self.backoff = self.backoff.max(attempt);
     }
 
-    /// How long to wait for the answer after asking for the `attempt`th time (from 1): smooth + 4 var,
-    /// twice as long each time, and up to a quarter more, so that no two devices wait exactly as long.
+    /// The timeout of the `attempt`th attempt (from 1): smooth + 4 var, twice as long each time, and up to a quarter
+    /// more, so that no two devices wait exactly as long.
     pub fn wait(&self, attempt: u32) -> Duration {
         let one = self
             .measured
             .map_or(FIRST, |(smooth, deviation)| smooth + deviation * 4);
         let doublings = attempt.saturating_sub(1).max(self.backoff).min(8);
         let doubled = one.max(SHORTEST).saturating_mul(1 << doublings);
-        // Never less: a steady round trip has no deviation, and its answer is not to be missed by a hair.
+        // More, never less: a steady round trip has no deviation, and its answer would come just after the timeout.
         doubled.mul_f64(1.0 + 0.25 * fastrand::f64()).min(LONGEST)
     }
 }
@@ -118,12 +118,12 @@ pub struct Reconnect {
 }
 
 impl Reconnect {
-    /// AWS IoT takes one CONNECT a second for a client id, whoever sends it: a connection that was just lost may
-    /// have been taken over by another's.
+    /// AWS IoT takes one CONNECT a second for a client id, whoever sends it. A connection that was just lost may
+    /// have been taken over by another client, which has used this second's.
     const SHORTEST: Duration = Duration::from_secs(1);
-    /// Also how long a broker that is back may have to wait for us.
+    /// Also the longest time that a broker is back before this client tries again.
     const LONGEST: Duration = Duration::from_secs(2);
-    /// A connection that held so long was a good one.
+    /// A connection that lasted so long resets the waits.
     const GOOD: Duration = Duration::from_secs(1);
 
     /// The first wait is the shortest.
@@ -133,14 +133,14 @@ impl Reconnect {
         }
     }
 
-    /// The wait after a connection that held for `lasted`; zero, where none was made.
+    /// The wait after a connection that lasted for `lasted`; zero where none was made.
     pub fn after(&mut self, lasted: Duration) -> Duration {
         if lasted >= Self::GOOD {
             self.next = Self::SHORTEST;
         }
         let wait = self.next;
         self.next = (wait * 2).min(Self::LONGEST);
-        // Thirty laptops that lost the same broker must not come back in the same millisecond.
+        // Thirty laptops that lost the same broker must not reconnect in the same millisecond.
         wait.mul_f64(1.0 + 0.25 * fastrand::f64())
     }
 }
@@ -176,8 +176,8 @@ mod tests {
         assert!(timer.wait(u32::MAX) <= LONGEST);
     }
 
-    /// Asks until the answer is there before the wait is over; how often a question was asked again.
-    fn asked_again(timer: &mut RetryTimer, round_trip: Duration) -> u32 {
+    /// Send until the answer comes before the timeout, and count the retries.
+    fn retries(timer: &mut RetryTimer, round_trip: Duration) -> u32 {
         for attempt in 1.. {
             if timer.wait(attempt) >= round_trip {
                 if attempt == 1 {
@@ -197,15 +197,15 @@ mod tests {
         for ms in [1500, 3000, 7000] {
             let mut again = 0;
             for _ in 0..50 {
-                again += asked_again(&mut timer, Duration::from_millis(ms));
+                again += retries(&mut timer, Duration::from_millis(ms));
             }
             // Two or three, and seldom more: each wait has a random part. Without `expired`, it is all fifty.
-            assert!(again <= 10, "{again} of 50 asked again at {ms} ms");
+            assert!(again <= 10, "{again} of 50 retried at {ms} ms");
         }
     }
 
     #[test]
-    fn a_connection_that_held_starts_the_waits_anew() {
+    fn a_connection_that_lasted_resets_the_waits() {
         let mut reconnect = Reconnect::new();
         let waits: Vec<_> = (0..8).map(|_| reconnect.after(Duration::ZERO)).collect();
         let short = Reconnect::SHORTEST.mul_f64(1.25);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whenever somebody asks: a second holds at most the rate, and a burst.
+        /// Whenever requests come: a second holds at most the rate, and a burst.
         #[test]
         fn no_second_holds_more_than_the_bucket(rate in 1u32..200, gaps in prop::collection::vec(0u64..100, 1..300)) {
             let (mut pace, mut now) = (Pace::new(rate.into()), Instant::now());

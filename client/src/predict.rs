@@ -1,4 +1,4 @@
-//! `client predict`: questions from arguments, a file or standard input; an answer each, and a summary.
+//! `client predict`: requests from arguments, a file or standard input; an answer for each, and a summary.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, IsTerminal, Read};
@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 use crate::latency::Latency;
 use crate::limits::{Limits, warn_of_another};
 
-/// What `predict` may be told.
+/// Options of `predict`.
 #[derive(Args)]
 pub struct Predict {
     /// One row: a number for each feature of the model, in its order
@@ -32,43 +32,43 @@ pub struct Predict {
     /// Requests, one JSON object a line, each with a `request_id`; - for standard input
     #[arg(long, conflicts_with_all = ["row", "csv"], value_name = "FILE")]
     requests: Option<PathBuf>,
-    /// Questions a second; without it as fast as they are answered, and at most as many as a device may send
+    /// Requests a second; without it as fast as they are answered, and at most as many as a device may send
     #[arg(long, value_parser = positive)]
     rate: Option<f64>,
-    /// Print one JSON object a question, and the counters at the end
+    /// Print one JSON object for each request, and the counters at the end
     #[arg(long)]
     json: bool,
-    /// The device that asks
+    /// The device that sends the requests
     #[arg(long, default_value = "terminal")]
     device: String,
-    /// Another port of this machine to reach the broker by
+    /// Another port of this machine through which to reach the broker
     #[arg(long, hide = true)]
     port: Option<u16>,
-    /// Seconds that a question may stay open
+    /// Timeout of a request in seconds, retries included
     #[arg(long, default_value = "15", value_parser = positive)]
     deadline: f64,
     #[command(flatten)]
     limits: Limits,
 }
 
-/// A rate or a time.
+/// Parse a rate or a time.
 pub fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if (1e-3..=1e6).contains(&x) => Ok(x),
-        _ => Err("wanted is a number from 0.001 to 1,000,000".to_owned()),
+        _ => Err("expected a number from 0.001 to 1,000,000".to_owned()),
     }
 }
 
-/// A question on its way out.
+/// A request to send.
 #[derive(Debug)]
-struct Question {
+struct Request {
     id: String,
     text: String,
     /// The right answer, where it is known.
     truth: Option<Label>,
 }
 
-/// How a question ended.
+/// How a request ended.
 struct Outcome {
     id: String,
     truth: Option<Label>,
@@ -77,7 +77,7 @@ struct Outcome {
 }
 
 impl Predict {
-    /// Ask, print, and say by the exit code whether every question was answered or refused.
+    /// Send the requests and print the replies. The exit code is 0 when every request was answered or refused.
     pub async fn run(self, dir: &Path) -> Result<ExitCode> {
         ensure!(
             self.row.is_empty() || self.csv.is_none(),
@@ -100,47 +100,50 @@ impl Predict {
         } else {
             None
         };
-        let (mut questions, total) = self.questions(model.as_ref(), csv)?;
-        // At the client's own pace at most: a question that waits there would count the wait as its round trip.
+        let (mut requests, total) = self.requests(model.as_ref(), csv)?;
+        // At the client's own pace at most: a request that waits there would count the wait as its round trip.
         let rate = self.rate.unwrap_or(self.limits.pace);
-        if let Some(total) = total.filter(|total| *total as f64 / rate >= PATIENCE.as_secs_f64()) {
+        if let Some(total) =
+            total.filter(|total| *total as f64 / rate >= REPORT_EVERY.as_secs_f64())
+        {
             let time = duration(total as f64 / rate);
             eprintln!(
-                "{total} rows at {rate} a second: {time}; Ctrl-C stops, and says what was not asked"
+                "{total} rows at {rate} a second: {time}; Ctrl-C stops, and reports how many were not asked"
             );
         }
         let mut summary = Summary::new(self.json, model, total);
         let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut open = JoinSet::new();
+        let max_pending = usize::from(Settings::default().max_pending);
+        let mut pending = JoinSet::new();
         let (mut more, mut stopped) = (true, false);
         let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
-        while more || !open.is_empty() {
+        while more || !pending.is_empty() {
             tokio::select! {
-                question = next(&mut questions, &mut tick), if more && open.len() < usize::from(Settings::default().open) => match question {
-                    Some(question) => {
+                request = next(&mut requests, &mut tick), if more && pending.len() < max_pending => match request {
+                    Some(request) => {
                         summary.taken += 1;
-                        match question {
-                            Ok(question) => {
+                        match request {
+                            Ok(request) => {
                                 let client = Arc::clone(&client);
-                                open.spawn(async move { ask(&client, question).await });
+                                pending.spawn(async move { ask(&client, request).await });
                             }
                             Err(unreadable) => summary.unreadable(&unreadable),
                         }
                     }
                     None => more = false,
                 },
-                Some(outcome) = open.join_next() => summary.add(outcome.context("a question ended badly")?),
+                Some(outcome) = pending.join_next() => summary.add(outcome.context("a request's task panicked")?),
                 _ = &mut stop => {
                     if !more {
-                        summary.failed += open.len() as u64;
-                        for _ in 0..open.len() {
+                        summary.failed += pending.len() as u64;
+                        for _ in 0..pending.len() {
                             summary.latency.record(Duration::from_secs_f64(self.deadline));
                         }
-                        open.shutdown().await; // the client counts them as failed
+                        pending.shutdown().await; // the client counts them as failed
                         break;
                     }
-                    eprintln!("stopped: waiting for what is open; once more ends that too");
+                    eprintln!("stopped: waiting for pending requests; press Ctrl-C once more to end these too");
                     (more, stopped) = (false, true);
                     stop.set(tokio::signal::ctrl_c());
                 }
@@ -159,10 +162,10 @@ impl Predict {
         })
     }
 
-    /// The questions, as they are read, and how many there are where that is known. In a thread of their own, since
-    /// standard input blocks.
-    fn questions(&self, model: Option<&Description>, csv: Option<Vec<u8>>) -> Result<Questions> {
-        let (to, questions) = mpsc::channel(1);
+    /// The requests, as they are read, and how many there are where that is known. They are read in a thread of their
+    /// own, because standard input blocks.
+    fn requests(&self, model: Option<&Description>, csv: Option<Vec<u8>>) -> Result<Requests> {
+        let (to, requests) = mpsc::channel(1);
         let run = format!("{:08x}", fastrand::u32(..));
         let mut total = None;
         if let (Some(path), Some(csv), Some(model)) = (&self.csv, csv, model.cloned()) {
@@ -174,16 +177,16 @@ impl Predict {
             total = Some(table.rows.len());
             std::thread::spawn(move || {
                 for (n, row) in table.rows.into_iter().enumerate() {
-                    let question = row.map_err(|e| e.to_string()).map(|row| {
+                    let request = row.map_err(|e| e.to_string()).map(|row| {
                         let id = format!("{run}-{}", n + 1);
                         let text = model.request(&id, &row.values).to_string();
-                        Question {
+                        Request {
                             id,
                             text,
                             truth: row.label,
                         }
                     });
-                    if to.blocking_send(question).is_err() {
+                    if to.blocking_send(request).is_err() {
                         return;
                     }
                 }
@@ -192,31 +195,31 @@ impl Predict {
             let reader = BufReader::new(open(path)?);
             std::thread::spawn(move || {
                 for (line, text) in reader.lines().enumerate() {
-                    let question = text
+                    let request = text
                         .map_err(|e| e.to_string())
                         .and_then(ready_made)
                         .map_err(|e| format!("line {}: {e}", line + 1));
-                    if to.blocking_send(question).is_err() {
+                    if to.blocking_send(request).is_err() {
                         return;
                     }
                 }
             });
         } else if let Some(model) = model {
             let text = model.request(&run, &row(&self.row, model)?).to_string();
-            to.try_send(Ok(Question {
+            to.try_send(Ok(Request {
                 id: run,
                 text,
                 truth: None,
             }))
             .ok();
         }
-        Ok((questions, total))
+        Ok((requests, total))
     }
 }
 
-type Questions = (mpsc::Receiver<Result<Question, String>>, Option<usize>);
+type Requests = (mpsc::Receiver<Result<Request, String>>, Option<usize>);
 
-/// A row as somebody wrote it: numbers with spaces, commas or semicolons between them, or decimal commas.
+/// Parse a row as people write it: numbers with spaces, commas or semicolons between them, or decimal commas.
 fn row(words: &[String], model: &Description) -> Result<Vec<f64>> {
     let (text, wanted) = (words.join(" "), model.features.len());
     let mut values: Vec<String> = text
@@ -254,7 +257,7 @@ fn row(words: &[String], model: &Description) -> Result<Vec<f64>> {
     values.iter().map(number).collect()
 }
 
-/// A file's bytes; one more than are taken, where it has more.
+/// Read a file, up to one byte more than the limit, by which a file that is too large is recognized.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = open(path)?
@@ -264,7 +267,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A row in the middle of what training saw.
+/// A row in the middle of the training data.
 fn example(model: &Description) -> String {
     let middle = model.middle();
     middle
@@ -289,17 +292,16 @@ fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
     Ok(Box::new(file))
 }
 
-/// The next question, when it is time for it.
+/// The next request, when it is due. Cancel-safe: a request is received last, and a tick is not a request.
 async fn next(
-    questions: &mut mpsc::Receiver<Result<Question, String>>,
+    requests: &mut mpsc::Receiver<Result<Request, String>>,
     tick: &mut tokio::time::Interval,
-) -> Option<Result<Question, String>> {
-    // Both can be left off at any time without losing anything: a tick is not a question.
+) -> Option<Result<Request, String>> {
     tick.tick().await;
-    questions.recv().await
+    requests.recv().await
 }
 
-async fn ask(client: &Client, Question { id, text, truth }: Question) -> Outcome {
+async fn ask(client: &Client, Request { id, text, truth }: Request) -> Outcome {
     let asked = Instant::now();
     let reply = client.ask_text(&id, text).await;
     Outcome {
@@ -311,42 +313,42 @@ async fn ask(client: &Client, Question { id, text, truth }: Question) -> Outcome
 }
 
 /// A line of `--requests`.
-fn ready_made(text: String) -> Result<Question, String> {
+fn ready_made(text: String) -> Result<Request, String> {
     let request: Value = serde_json::from_str(&text).map_err(|e| format!("not JSON: {e}"))?;
     let id = request["request_id"]
         .as_str()
         .ok_or("there is no `request_id`")?
         .to_owned();
-    Ok(Question {
+    Ok(Request {
         id,
         text,
         truth: None,
     })
 }
 
-/// How long a person waits without a word of how long it takes; and how often it is said again.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Rows that cannot be asked about, and labels that are no classes, of which each has a line of its own.
-const TOLD: u64 = 10;
+/// A run longer than this reports its progress, this often.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How many unreadable rows, and labels that are not classes, are listed with a line each.
+const MAX_LISTED: u64 = 10;
 
-/// What came of it all.
+/// The results of a run.
 struct Summary {
     json: bool,
-    /// The model that is asked; `None` for ready-made requests, which say it themselves.
+    /// The model that is asked; `None` for ready-made requests, whose answers name it.
     model: Option<Description>,
-    /// Rewrites one line, where a person looks and answers do not scroll by.
+    /// Rewrite one line of progress: standard error is a terminal, and standard output is not.
     live: bool,
     began: Instant,
-    shown: Instant,
-    /// Rows of the file, where that is known, and how many of them were taken up.
+    reported: Instant,
+    /// Rows of the file, where that is known, and how many of them were read.
     total: Option<usize>,
     taken: usize,
     unreadable: u64,
     failed: u64,
-    /// What rows with a class were answered.
+    /// How many rows of each class got each answer.
     known: BTreeMap<String, BTreeMap<String, u64>>,
     /// The same for labels that are none of the model's classes.
-    strange: BTreeMap<String, BTreeMap<String, u64>>,
+    unknown: BTreeMap<String, BTreeMap<String, u64>>,
     latency: Latency,
 }
 
@@ -357,22 +359,22 @@ impl Summary {
             model,
             live: std::io::stderr().is_terminal() && !std::io::stdout().is_terminal(),
             began: Instant::now(),
-            shown: Instant::now(),
+            reported: Instant::now(),
             total,
             taken: 0,
             unreadable: 0,
             failed: 0,
             known: BTreeMap::new(),
-            strange: BTreeMap::new(),
+            unknown: BTreeMap::new(),
             latency: Latency::new(),
         }
     }
 
     fn unreadable(&mut self, what: &str) {
         self.unreadable += 1;
-        if self.unreadable <= TOLD {
+        if self.unreadable <= MAX_LISTED {
             eprintln!("not asked: {what}");
-        } else if self.unreadable == TOLD + 1 {
+        } else if self.unreadable == MAX_LISTED + 1 {
             eprintln!("not asked: more rows, which are counted at the end");
         }
     }
@@ -387,17 +389,18 @@ impl Summary {
         }: Outcome,
     ) {
         let ms = took.as_secs_f64() * 1e3;
-        // One that failed counts with the time it was waited for: left out, it would hide the worst.
+        // A failed request counts with its whole wait: left out, it would hide the worst.
         self.latency.record(took);
         self.failed += u64::from(reply.is_err());
         if let (Some(truth), Ok(Reply::Answer(answer)), Some(model)) = (truth, &reply, &self.model)
         {
             let (labels, truth) = match truth {
                 Label::Class(truth) => (&mut self.known, truth),
-                Label::Other(truth) => (&mut self.strange, truth),
+                Label::Other(truth) => (&mut self.unknown, truth),
             };
-            let said = answer[&model.target].as_str().unwrap_or("?").to_owned();
-            *labels.entry(truth).or_default().entry(said).or_default() += 1;
+            let predicted = answer[&model.target].as_str().unwrap_or("?").to_owned();
+            let answers = labels.entry(truth).or_default();
+            *answers.entry(predicted).or_default() += 1;
         }
         if self.json {
             println!(
@@ -415,7 +418,7 @@ impl Summary {
         }
         match reply {
             Ok(Reply::Answer(answer)) => {
-                println!("{id}  {}  {ms:.1} ms", told(self.model.as_ref(), &answer))
+                println!("{id}  {}  {ms:.1} ms", brief(self.model.as_ref(), &answer))
             }
             Ok(Reply::Refusal(error)) => println!(
                 "{id}  refused: {} ({})  {ms:.1} ms",
@@ -430,12 +433,12 @@ impl Summary {
         let every = if self.live {
             Duration::from_millis(500)
         } else {
-            PATIENCE
+            REPORT_EVERY
         };
-        if self.shown.elapsed() <= every {
+        if self.reported.elapsed() <= every {
             return;
         }
-        self.shown = Instant::now();
+        self.reported = Instant::now();
         let counters = client.counters();
         let mut line = format!("{} asked, {} answered", counters.asked, counters.answered);
         if let Some(total) = self.total.filter(|_| self.taken > 0) {
@@ -459,7 +462,7 @@ impl Summary {
         if let (Some(total), Some(left @ 1..)) = (self.total, left) {
             eprintln!("stopped: {left} of {total} rows were not asked");
         } else if stopped && self.total.is_none() {
-            eprintln!("stopped: what was not read by then was not asked");
+            eprintln!("stopped: requests that were not read yet were not sent");
         }
         if self.unreadable > 0 {
             let of = self
@@ -477,9 +480,9 @@ impl Summary {
             );
             return;
         }
-        // What one row has to say is said by its own line.
+        // For one row, its own line has everything.
         if counters.asked > 1 {
-            println!("{}", told_counters(&counters));
+            println!("{}", nonzero(&counters));
             println!("round trip: {}", self.latency.line());
         }
         let count = |of: &BTreeMap<String, u64>| of.values().sum::<u64>();
@@ -499,16 +502,16 @@ impl Summary {
             );
             self.compare(&self.known);
         }
-        if !self.strange.is_empty() {
+        if !self.unknown.is_empty() {
             let labels = self
-                .strange
+                .unknown
                 .iter()
                 .map(|(label, answers)| format!("{label:?} ({})", count(answers)));
-            let labels: Vec<_> = labels.take(TOLD as usize).collect();
+            let labels: Vec<_> = labels.take(MAX_LISTED as usize).collect();
             println!(
                 "not compared: {}{} as `{}`; the model's classes are {}: give the labels these names",
                 labels.join(", "),
-                if self.strange.len() > labels.len() {
+                if self.unknown.len() > labels.len() {
                     ", …"
                 } else {
                     ""
@@ -516,13 +519,13 @@ impl Summary {
                 model.target,
                 model.classes.join(", ")
             );
-            self.compare(&self.strange);
+            self.compare(&self.unknown);
         }
     }
 
-    /// What rows of each label were answered.
+    /// Print which answers the rows of each label got.
     fn compare(&self, labels: &BTreeMap<String, BTreeMap<String, u64>>) {
-        for (label, answers) in labels.iter().take(TOLD as usize) {
+        for (label, answers) in labels.iter().take(MAX_LISTED as usize) {
             let answers: Vec<_> = answers
                 .iter()
                 .map(|(class, n)| format!("{class} ({n})"))
@@ -531,7 +534,7 @@ impl Summary {
         }
     }
 
-    /// Whether there was a question, and each one is answered or refused.
+    /// Whether at least one request was sent, and each one was answered or refused.
     fn all_well(&self, client: &Client, stopped: bool) -> bool {
         if client.counters().asked == 0 {
             eprintln!("nothing was asked");
@@ -551,18 +554,18 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// The counters that are not zero.
-pub fn told_counters(counters: &Counters) -> String {
+/// The counters that are not zero, as text.
+pub fn nonzero(counters: &Counters) -> String {
     let numbers = serde_json::to_value(counters).unwrap_or_default();
     let numbers = numbers.as_object().into_iter().flatten();
-    let told = numbers
+    let nonzero = numbers
         .filter(|(_, n)| **n != json!(0))
         .map(|(name, n)| format!("{name} {n}"));
-    told.collect::<Vec<_>>().join(", ")
+    nonzero.collect::<Vec<_>>().join(", ")
 }
 
-/// An answer in a few words. Without a model it says its target itself: the one field that is not the contract's.
-fn told(model: Option<&Description>, answer: &Value) -> String {
+/// An answer on one line. Without a model, its label is the text that is one of its own classes.
+fn brief(model: Option<&Description>, answer: &Value) -> String {
     let one = |prediction: &Value| {
         let label = match model {
             Some(model) => prediction[&model.target].as_str(),
@@ -606,11 +609,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_a_ready_made_request_is_told_by_its_own_classes() {
+    fn an_answer_to_a_ready_made_request_has_its_label_by_its_own_classes() {
         let answer = json!({"request_id": "pear", "fruit": "apple", "probabilities": {"apple": 0.75, "pear": 0.25},
                             "in_distribution": false, "model": "m"});
         assert_eq!(
-            told(None, &answer),
+            brief(None, &answer),
             "apple       0.750, outside of the training data"
         );
     }

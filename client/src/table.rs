@@ -1,12 +1,12 @@
 //! A CSV file, as people have them, as rows that a model can be asked about.
 //!
-//! * [`text`]: packed or in another encoding, it becomes text. chardetng names an encoding that says nothing of itself.
+//! * [`text`]: decompresses and decodes the file. Where the encoding is not declared, chardetng detects it.
 //! * csv-nose proposes the separator, by how even the table is; the model's own names decide.
 //! * [`columns`]: which column is which feature, and in which unit.
 //! * [`labels`]: which class a label is, however it is spelled.
 //!
-//! What is certain is understood, and [`Table::notes`] says so. All else is an error that names what was found and what
-//! would help: a wrong answer is worse than none.
+//! What is certain is accepted and listed in [`Table::notes`]. Everything else is an error that names what was found and
+//! what would help: a wrong answer is worse than none.
 
 mod columns;
 mod labels;
@@ -39,7 +39,7 @@ pub struct Row {
 pub struct Table {
     /// The rows in their order, or why one cannot be asked about.
     pub rows: Vec<Result<Row, RowError>>,
-    /// What was understood, where the file differs from a plain CSV with the model's names: a sentence each.
+    /// How the file was read, where it differs from a plain CSV with the model's names: a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -48,17 +48,19 @@ pub struct Table {
 pub enum TableError {
     /// There is nothing in it.
     #[error(
-        "the file is empty; wanted is a first line with the names {wanted}, and then a row for each question"
+        "the file is empty; expected a first line with the names {wanted}, and then a row for each prediction"
     )]
     Empty {
         /// The model's features.
         wanted: String,
     },
     /// There are names, and nothing below them.
-    #[error("the file has a line of names, and no row below it; wanted is a row for each question")]
+    #[error(
+        "the file has a line of names, and no row below it; expected a row for each prediction"
+    )]
     NoRows,
-    /// It is no text.
-    #[error("the file is {found}, wanted is a text of rows: {instead}")]
+    /// It is not text.
+    #[error("the file is {found}, expected a text of rows: {instead}")]
     NotText {
         /// What it is.
         found: &'static str,
@@ -68,7 +70,7 @@ pub enum TableError {
     /// The gzip file is damaged.
     #[error("the gzip file is damaged or cut off ({0}): fetch or pack it again")]
     Gzip(std::io::Error),
-    /// More than is kept in memory.
+    /// It has more bytes than are read.
     #[error("the file has more than {} MiB: ask about a part of it at a time", MOST_BYTES >> 20)]
     TooLarge,
     /// The file is not CSV.
@@ -87,7 +89,7 @@ pub enum TableError {
         /// Its fields.
         found: usize,
     },
-    /// A feature of the model that no column of the file is.
+    /// A feature of the model has no column in the file.
     #[error("no column is {missing}: the file has {found}, the model asks for {wanted}; {help}")]
     Missing {
         /// The features without a column.
@@ -116,7 +118,7 @@ pub enum TableError {
     Unit {
         /// The file's own name of the column.
         column: String,
-        /// What it says instead of the unit.
+        /// What stands in place of the unit.
         found: String,
         /// The model's feature.
         name: String,
@@ -131,7 +133,7 @@ pub enum TableError {
     NoHeader {
         /// The first line.
         found: String,
-        /// Why the columns cannot be told by their order.
+        /// Why the columns cannot be recognized by their order.
         why: String,
         /// The model's features.
         wanted: String,
@@ -167,22 +169,22 @@ pub enum RowError {
         line: u64,
         /// The file's own name of the column.
         column: String,
-        /// How the file says so.
+        /// What the file has instead.
         found: String,
     },
-    /// A value that is not a number.
-    #[error("line {line}: `{column}` is {found:?}, wanted is a number such as {example}")]
+    /// A value is not a number.
+    #[error("line {line}: `{column}` is {found:?}, expected a number such as {example}")]
     NotANumber {
         /// Line in the file, from 1.
         line: u64,
         /// The file's own name of the column.
         column: String,
-        /// What the file says.
+        /// The text in the file.
         found: String,
         /// A value of the training data.
         example: f64,
     },
-    /// Too many fields, or too few: the values are perhaps not where they belong.
+    /// Too many fields: the values may be in the wrong columns.
     #[error(
         "line {line} has {found} fields, the other lines have {wanted}: delete what is too much, or put it in quotes"
     )]
@@ -194,7 +196,7 @@ pub enum RowError {
         /// Fields of the others.
         wanted: usize,
     },
-    /// See [`RowError::TooMany`].
+    /// Too few fields: see [`RowError::TooMany`].
     #[error("line {line} has {found} of {wanted} fields: add what is missing")]
     TooFew {
         /// Line in the file, from 1.
@@ -206,20 +208,20 @@ pub enum RowError {
     },
 }
 
-/// Separators that are tried; the one that the sniffer names is tried first.
+/// Separators to try, after the one that the sniffer proposes.
 const SEPARATORS: [u8; 6] = [b',', b';', b'\t', b'|', b':', b' '];
-/// The line of names is among so many.
+/// How many lines are searched for the line of names.
 const HEAD: usize = 20;
-/// Names that a sentence holds.
+/// How many names a message lists.
 const LISTED: usize = 16;
-/// What the sniffer looks at.
+/// How many bytes the sniffer reads.
 const SAMPLE: usize = 64 << 10;
 /// How a missing value is written, in lower case: by R, pandas, Excel in two languages, databases and people.
 const MISSING: [&str; 15] = [
     "", "na", "n/a", "#n/a", "#na", "#nv", "nan", "null", "\\n", "nil", "none", "missing", "?",
     "-", ".",
 ];
-/// Names of a label column that are nobody's own.
+/// Generic names of a label column.
 const TARGETS: [&str; 4] = ["target", "class", "label", "y"];
 
 /// Which column is what.
@@ -230,7 +232,7 @@ struct Layout {
     header: StringRecord,
     columns: Vec<(usize, Unit)>,
     label: Option<usize>,
-    /// What the numbers of the label column count, where the file says so.
+    /// The class names that the numbers of the label column count, where the file has them.
     counted: Option<Vec<String>>,
     notes: Vec<String>,
 }
@@ -241,7 +243,7 @@ impl Table {
     /// Read a whole file.
     ///
     /// # Errors
-    /// [`TableError`] where the file cannot be understood, or not with certainty.
+    /// [`TableError`] where the file cannot be read with certainty.
     pub fn read(bytes: &[u8], model: &Description) -> Result<Self, TableError> {
         let wanted = || list(model.features.iter().map(|feature| &*feature.name));
         let (text, mut form) = text::read(bytes)?;
@@ -309,7 +311,7 @@ impl Table {
 }
 
 impl Layout {
-    /// Find the line of names; without one, the columns are told by their order where that is certain.
+    /// Find the line of names; without one, recognize the columns by their order where that is certain.
     fn find(lines: &[Line], model: &Description) -> Result<Self, TableError> {
         for (at, (number, line)) in lines.iter().enumerate().take(HEAD) {
             // numpy writes the names as a comment.
@@ -481,7 +483,7 @@ impl Layout {
             names.join(", "),
             list(model.features.iter().map(|feature| &*feature.name)),
         )];
-        let columns = (0..features).map(|at| (at, Unit::Unsaid)).collect();
+        let columns = (0..features).map(|at| (at, Unit::Unstated)).collect();
         let (header, label) = (StringRecord::new(), Some(features));
         Some(Self {
             rows: at + 1,
@@ -493,8 +495,8 @@ impl Layout {
         })
     }
 
-    /// Numbers without names: as many as the model has features, perhaps with a label in front or behind, and such as it
-    /// was trained with.
+    /// Numbers without names: as many as the model has features, perhaps with a label before or after them, and within
+    /// the ranges of training.
     fn unnamed(
         at: usize,
         lines: Vec<&StringRecord>,
@@ -565,7 +567,7 @@ impl Layout {
             list(order.into_iter())
         )];
         let columns = (from..from + features)
-            .map(|at| (at, Unit::Unsaid))
+            .map(|at| (at, Unit::Unstated))
             .collect();
         Ok(Self {
             rows: at,
@@ -606,13 +608,13 @@ impl Layout {
         let decimal = if comma { ',' } else { '.' };
         let mut read: Vec<Result<Row, RowError>> = Vec::new();
         let mut in_cells = BTreeSet::new();
-        let mut said = BTreeMap::new();
+        let mut labels = BTreeMap::new();
         for (line, record) in rows {
             let row = self.row(*line, record, width, decimal, model, &mut in_cells);
             if let (Ok(_), Some(label)) =
                 (&row, self.label.and_then(|at| label_in(record, at, model)))
             {
-                said.insert(read.len(), label);
+                labels.insert(read.len(), label);
             }
             read.push(row);
         }
@@ -674,7 +676,7 @@ impl Layout {
                 ));
             }
         }
-        self.label(&mut read, &said, &mut notes, model);
+        self.label(&mut read, &labels, &mut notes, model);
         Ok(Table { rows: read, notes })
     }
 
@@ -723,11 +725,11 @@ impl Layout {
             let letter = |c: char| c.is_alphabetic() || c == '%';
             if let (None, Some(at)) = (read, found.find(letter)) {
                 // A number with its unit.
-                let (x, said) = (&found[..at], &found[at..]);
-                let unit = Unit::of(said, &feature.unit);
+                let (x, text) = (&found[..at], &found[at..]);
+                let unit = Unit::of(text, &feature.unit);
                 if !matches!(unit, Unit::Unknown(_)) {
                     read = number(x.trim(), decimal).map(|x| unit.convert(x));
-                    in_cells.insert(said.to_owned());
+                    in_cells.insert(text.to_owned());
                 }
             }
             read.filter(|x| x.is_finite())
@@ -751,7 +753,8 @@ impl Layout {
         })
     }
 
-    /// Refuse numbers that are all unlike training, and like it in another unit, where the file does not say which.
+    /// Refuse numbers that are all outside the training data, and within it in another unit, where the file does not
+    /// name the unit.
     fn check_scale(
         &self,
         rows: &[Result<Row, RowError>],
@@ -763,20 +766,25 @@ impl Layout {
         }
         let values = |k: usize| rows.iter().flatten().map(move |row| row.values[k]);
         let of = rows.iter().flatten().count();
-        // One in ten may be a slip.
+        // One in ten may be a mistake.
         let like = |k: usize, unit: &Unit| {
             values(k)
                 .filter(|x| near(&model.features[k], unit.convert(*x)))
                 .count()
         };
-        let unsaid = |k: &usize| self.columns[*k].1 == Unit::Unsaid;
-        for (k, feature) in model.features.iter().enumerate().filter(|(k, _)| unsaid(k)) {
+        let unstated = |k: &usize| self.columns[*k].1 == Unit::Unstated;
+        for (k, feature) in model
+            .features
+            .iter()
+            .enumerate()
+            .filter(|(k, _)| unstated(k))
+        {
             if like(k, &Unit::Own) * 10 >= of {
                 continue;
             }
             let alike = |unit: &Unit| {
                 let mut same = (0..model.features.len())
-                    .filter(|k| model.features[*k].unit == feature.unit && unsaid(k));
+                    .filter(|k| model.features[*k].unit == feature.unit && unstated(k));
                 same.all(|k| like(k, unit) * 10 >= of * 9)
             };
             if let Some(Unit::Other { name: other, .. }) = Unit::others(&feature.unit).find(alike) {
@@ -803,11 +811,11 @@ impl Layout {
     fn label(
         &self,
         rows: &mut [Result<Row, RowError>],
-        said: &BTreeMap<usize, &str>,
+        labels: &BTreeMap<usize, &str>,
         notes: &mut Vec<String>,
         model: &Description,
     ) {
-        let distinct: BTreeSet<&str> = said.values().copied().collect();
+        let distinct: BTreeSet<&str> = labels.values().copied().collect();
         let classes = self.counted.as_ref().unwrap_or(&model.classes);
         let spelled = labels::read(&distinct, classes);
         if self.counted.is_none() && !spelled.classes.is_empty() {
@@ -832,7 +840,7 @@ impl Layout {
         let mut empty = 0;
         for (k, row) in rows.iter_mut().enumerate() {
             let Ok(row) = row else { continue };
-            let Some(label) = said.get(&k) else {
+            let Some(label) = labels.get(&k) else {
                 empty += 1;
                 continue;
             };
@@ -868,7 +876,7 @@ fn lines(text: &str, separator: u8, quote: u8) -> impl Iterator<Item = csv::Resu
         .into_records()
         .map(move |record| {
             let mut record = record?;
-            // Empty lines before it belong to none.
+            // Skip empty lines before the record.
             let start = record
                 .position()
                 .map_or(0, |position| position.byte() as usize);
@@ -877,14 +885,14 @@ fn lines(text: &str, separator: u8, quote: u8) -> impl Iterator<Item = csv::Resu
             number += text[counted..start].matches('\n').count() as u64;
             counted = start;
             if separator == b' ' {
-                // As wide as they look good.
+                // Aligned columns: any number of spaces is one separator.
                 record = record.iter().filter(|field| !field.is_empty()).collect();
             }
             Ok((number, record))
         })
 }
 
-/// Excel's own line `sep=;`. What is left of the text still counts its line.
+/// Excel's first line `sep=;`. The rest of the text still counts that line.
 fn excel_separator(text: &str) -> (Option<u8>, &str) {
     let end = text.find(['\r', '\n']).unwrap_or(text.len());
     let line = text[..end].trim_matches('"').as_bytes();
@@ -923,15 +931,15 @@ fn is_missing(field: &str) -> bool {
         .any(|missing| missing.eq_ignore_ascii_case(field))
 }
 
-/// What the label column says, where it says something.
+/// The label in a line, unless it is missing.
 fn label_in<'a>(line: &'a StringRecord, at: usize, model: &Description) -> Option<&'a str> {
     line.get(at)
         .filter(|label| !is_missing(label) || model.classes.iter().any(|class| class == label))
 }
 
-/// A number that JSON knows. With `,` as the decimal mark, a point is one too.
+/// A finite number, as JSON has no others. With `,` as the decimal mark, a point is accepted as well.
 fn number(field: &str, decimal: char) -> Option<f64> {
-    // The minus sign of typographers.
+    // The typographic minus sign.
     let field = field.replace('−', "-");
     let number = if decimal == ',' {
         field.replacen(',', ".", 1).parse()
@@ -965,13 +973,13 @@ fn decimal_comma<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
         && !fields.iter().all(thousands)
 }
 
-/// Within what training saw, and half its range around it.
+/// Whether a value is in the training range, widened by half its width on each side.
 fn near(feature: &Feature, x: f64) -> bool {
     let margin = (feature.max - feature.min) / 2.0;
     !margin.is_finite() || (feature.min - margin..=feature.max + margin).contains(&x)
 }
 
-/// Names, and how many more there are where they are too many to read.
+/// Names as text; of many only the first, and how many more there are.
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
     match names.get(..LISTED) {

@@ -1,10 +1,10 @@
-"""A stand-in for the cloud: an MQTT broker that answers every question itself, as fast as it is asked.
+"""A stand-in for the cloud: an MQTT broker that answers every request itself, as fast as it comes.
 
-The local cloud answers a few hundred questions a second on a laptop; whether the page bears more can only be seen
+The local cloud answers a few hundred requests a second on a laptop; whether the page bears more can only be seen
 with something that gives more. It speaks as much of MQTT 3.1.1 as one device needs, over TLS in both directions, and
-computes with scikit-learn's weights. A test may tell it to be slow, to call its model otherwise, to lose a message with
-its acknowledgement, to acknowledge late or never, to answer no more, to refuse subscriptions, to keep AWS's limits, or
-to close the connection. It counts the messages that AWS would charge for
+computes with scikit-learn's weights. A test may make it slow, change its model's name, lose a message with its
+acknowledgement, acknowledge late or never, stop answering, refuse subscriptions, enforce AWS's limits, or close the
+connection. It counts the messages that AWS would charge for
 (https://aws.amazon.com/iot-core/pricing/additional-details/, 2026-11).
 """
 
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PING, DISCONNECT = 1, 3, 4, 8, 12, 14
-PUBLISHES_A_SECOND = 100  # on a connection, both ways together; AWS discards what is above
+PUBLISHES_A_SECOND = 100  # on a connection, both directions together; AWS discards what exceeds that
 
 
 class StandIn:
@@ -39,7 +39,7 @@ class StandIn:
         self.answers = None  # only so many
         self.aws = False  # keeps AWS's limits
         self.breaks = False  # the first connection with its SUBACK, and is slow to grant the second
-        self.arrived, self.connections, self.said_goodbye = 0, 0, False
+        self.arrived, self.connections, self.disconnected = 0, 0, False
         self.metered, self.discarded, self.too_soon, self.too_early = 0, 0, 0, 0
         self._open, self._ids, self._connected = {}, {}, {}
         self._loop = asyncio.new_event_loop()
@@ -69,7 +69,7 @@ class StandIn:
             writer.transport.abort()
         await asyncio.gather(*self._open.values())
 
-    def hang_up(self):
+    def disconnect(self):
         """End all connections, without a word."""
         for writer in list(self._open):
             self._loop.call_soon_threadsafe(writer.transport.abort)
@@ -100,7 +100,7 @@ class StandIn:
                 elif kind == PING:
                     writer.write(b"\xd0\x00")
                 elif kind == DISCONNECT:
-                    self.said_goodbye = True
+                    self.disconnected = True
                     return
                 elif kind == PUBLISH:
                     end = 2 + int.from_bytes(body[:2], "big")
@@ -111,7 +111,7 @@ class StandIn:
                     ingest, _, topic = topic.rpartition(b"page_rule/")
                     assert ingest in (b"", b"$aws/rules/"), ingest
                     self.metered += not ingest
-                    describes = b'"describe"' in payload  # neither counted nor slow: it comes before the questions
+                    describes = b'"describe"' in payload  # neither counted nor slow: it comes before the requests
                     self.arrived += not describes
                     if not describes and self.arrived in self.lost:
                         continue

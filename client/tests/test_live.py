@@ -235,7 +235,7 @@ def brisk(stand_in):
 
 @pytest.fixture
 def device(model):
-    """(folder, name) of a device whose questions a real function answers."""
+    """(folder, name) of a device whose requests a real function answers."""
     if folder := os.environ.get("LIVE_DEVICES"):
         yield folder, "live"
         return
@@ -261,12 +261,12 @@ def test_the_whole_way(device, page):
         slider.send_keys(Keys.HOME)
         page.element("submit").send_keys(Keys.ENTER)
         wait_for(lambda: "there and back" in page.text("#own"), 30)
-        assert page.text("#own .said") == LABEL
-        status, told = server.ask(ROW)
-        assert (status, told["outcome"]) == (200, "answered")
-        assert told["probabilities"] == expected(list(ROW.values()))
-        status, told = server.ask({**ROW, NAMES[2]: 1e6})
-        assert (status, told["outcome"], told["error"]["code"]) == (200, "refused", "out_of_range")
+        assert page.text("#own .label") == LABEL
+        status, reply = server.ask(ROW)
+        assert (status, reply["outcome"]) == (200, "answered")
+        assert reply["probabilities"] == expected(list(ROW.values()))
+        status, reply = server.ask({**ROW, NAMES[2]: 1e6})
+        assert (status, reply["outcome"], reply["error"]["code"]) == (200, "refused", "out_of_range")
         wait_for(lambda: "refused: out_of_range" in page.text("#last"))
         assert not page.complaints()
         assert server.stop() == 0
@@ -278,7 +278,7 @@ def test_the_whole_way(device, page):
 def test_a_row_arrives_with_its_answer_probabilities_and_round_trip(server, page):
     page.open(server.url)
     wait_for(lambda: page.inked() > 50)
-    label = wait_for(lambda: page.text("#latest .said").removeprefix("None yet"))
+    label = wait_for(lambda: page.text("#latest .label").removeprefix("None yet"))
     assert label in CLASSES
     assert re.search(r"\d+\.\d %", page.text("#latest .bars"))
     assert re.search(r"there and back, (as the data says|the data says)", page.text("#latest .why"))
@@ -318,7 +318,7 @@ def test_by_keyboard_alone(server, page):
     press(Keys.END)
     assert page.element("f2").get_attribute("aria-valuetext") == "7.4 cm"
     press(Keys.ENTER)  # a form is sent from any of its fields
-    wait_for(lambda: page.text("#own .said") == CLASSES[2])
+    wait_for(lambda: page.text("#own .label") == CLASSES[2])
     assert "Outside of the training data" in page.text("#own .why")
     back(6)
     assert page.focused() == "run"
@@ -333,10 +333,10 @@ def test_what_one_page_asks_all_pages_see_and_a_refusal_says_why(server, page):
     page.open(server.url)
     wait_for(lambda: page.text("#link") == "Connected")
     server.request("POST", "/run", '{"on": false}')
-    time.sleep(0.5)  # what was under way has arrived
-    status, told = server.ask({**ROW, NAMES[2]: 1e6})
-    assert (status, told["outcome"], told["error"]["code"]) == (200, "refused", "out_of_range")
-    wait_for(lambda: page.text("#latest .said") == "refused: out_of_range")
+    time.sleep(0.5)  # what was pending has arrived
+    status, reply = server.ask({**ROW, NAMES[2]: 1e6})
+    assert (status, reply["outcome"], reply["error"]["code"]) == (200, "refused", "out_of_range")
+    wait_for(lambda: page.text("#latest .label") == "refused: out_of_range")
     assert "is out of range" in page.text("#latest .why")
 
 
@@ -444,24 +444,24 @@ def test_another_model_rebuilds_the_page_without_a_reload(stand_in, server, page
     stand_in.file, stand_in.model = any_model(13, 3), "c" * 64
     wait_for(lambda: page.text("#title") == "kind, live")
     wait_for(lambda: "Model cccccccc" in page.text("#regions"))
-    wait_for(lambda: page.text("#latest .said") in stand_in.file["classes"])
+    wait_for(lambda: page.text("#latest .label") in stand_in.file["classes"])
     assert page.js("window.same") and page.js("document.querySelectorAll('#sliders input').length") == 13
     # A grid that was asked for while the model changed has no answer; the page asks anew.
     assert all("/regions" in text for text in page.complaints())
 
 
-def test_a_lost_connection_is_said_and_comes_back(stand_in, server, page):
+def test_a_lost_connection_is_shown_and_comes_back(stand_in, server, page):
     page.open(server.url)
     wait_for(lambda: page.text("#link") == "Connected")
-    stand_in.hang_up()
+    stand_in.disconnect()
     wait_for(lambda: page.text("#reconnected") == "1")
     wait_for(lambda: page.text("#link") == "Connected")
     assert server.stop() == 0
-    wait_for(lambda: "gone" in page.text("#link"))
-    wait_for(lambda: stand_in.said_goodbye, 2)
+    wait_for(lambda: "The server is unreachable" in page.text("#link"))
+    wait_for(lambda: stand_in.disconnected, 2)
 
 
-def test_a_stack_that_is_gone_is_said_on_the_page_and_the_terminal(tmp_path, page):
+def test_a_deleted_stack_is_reported_on_the_page_and_the_terminal(tmp_path, page):
     with StandIn(tmp_path) as broker, Server(tmp_path) as server:
         page.open(server.url)
         wait_for(lambda: page.text("#link") == "Connected")
@@ -510,8 +510,8 @@ def test_no_accessibility_violation_no_shift_no_sideways_scrolling(brisk, page, 
     page.driver.execute_script(axe)
     found = page.later("axe.run({ resultTypes: ['violations', 'incomplete'] })")
     for kind in ("violations", "incomplete"):
-        told = [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found[kind]]
-        assert not told, kind
+        problems = [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found[kind]]
+        assert not problems, kind
     assert len(found["passes"]) > 15
     assert page.js("document.documentElement.scrollWidth <= innerWidth")
     shifts = page.js("window.shifts")
@@ -585,7 +585,7 @@ def test_at_500_a_second_the_page_says_that_it_samples_and_still_answers_who_ask
         frames = percentiles(page.later(FRAMES % size(1000, 5000)))
         before = page.js("window.live.drawn")
         clicks = percentiles([page.later(CLICK) for _ in range(size(5, 20))])  # each ends with its answer
-        assert page.text("#own .said") in CLASSES
+        assert page.text("#own .label") in CLASSES
         arrived, drawn = page.js("[window.live.arrived, window.live.drawn]")
         assert before < drawn < arrived, (before, drawn, arrived)
         numbers = {
@@ -634,15 +634,15 @@ def test_only_our_own_page_may_ask(server):
     assert server.ask(ROW, Cookie=None)[1]["error"]["code"] == "no_token"
     foreign = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}]
     for changes in [*foreign, {"Origin": None}]:
-        status, told = server.ask(ROW, **changes)
-        assert (status, told["error"]["code"]) == (403, "wrong_origin"), changes
+        status, reply = server.ask(ROW, **changes)
+        assert (status, reply["error"]["code"]) == (403, "wrong_origin"), changes
     for changes in foreign:
         assert server.request("GET", "/events", **changes)[0] == 403, changes
     assert server.ask(ROW, Content_Type="text/plain")[0] == 415
     for wrong in ({**ROW, "more": 1}, {NAMES[0]: 5.1}):
-        status, told = server.ask(wrong)
-        assert (status, told["error"]["code"]) == (400, "wrong_row")
-    assert server.ask({NAMES[0]: "5.1"})[1]["error"]["code"] == "malformed_question"
+        status, reply = server.ask(wrong)
+        assert (status, reply["error"]["code"]) == (400, "wrong_row")
+    assert server.ask({NAMES[0]: "5.1"})[1]["error"]["code"] == "malformed_request"
     assert server.request("POST", "/ask", "x" * 100_000)[0] == 413
     assert server.request("GET", "/ask")[0] == 405
     # It is not reached from outside.
@@ -657,7 +657,7 @@ FOREIGN = """<!doctype html><title>foreign</title><img src="{url}events"><script
 </script>"""
 
 
-def test_a_page_of_another_port_starts_no_questions_though_the_browser_has_our_cookie(stand_in, server, page):
+def test_a_page_of_another_port_sends_no_requests_though_the_browser_has_our_cookie(stand_in, server, page):
     page.open(server.url)
     wait_for(lambda: stand_in.arrived > 5)  # as our own page does
 
@@ -675,7 +675,7 @@ def test_a_page_of_another_port_starts_no_questions_though_the_browser_has_our_c
         page.driver.get(f"http://127.0.0.1:{other.server_port}/")
         assert page.text("title") == "foreign"
         wait_for(lambda: page.js("window.heard.length"))
-        time.sleep(1)  # what our own page had under way
+        time.sleep(1)  # what our own page had pending
         before = stand_in.arrived
         time.sleep(2)
         assert set(page.js("window.heard")) == {"error"} and stand_in.arrived == before
@@ -719,8 +719,8 @@ def test_the_room_may_ask_and_only_the_owner_may_pause(stand_in, page):
         pause = "POST", "/run", '{"on": false}'
         for host in (own_address(), "127.0.0.1"):  # a port forward comes from loopback
             assert server.ask(ROW, host=host, Cookie=cookie)[0] == 200
-            status, _, told = server.request(*pause, host=host, Cookie=cookie)
-            assert (status, json.loads(told)["error"]["code"]) == (403, "not_the_owner")
+            status, _, reply = server.request(*pause, host=host, Cookie=cookie)
+            assert (status, json.loads(reply)["error"]["code"]) == (403, "not_the_owner")
             assert server.request(*pause, host=host)[0] == 200
         for address, may_pause in ((f"http://127.0.0.1:{server.port}/?token={token}", False), (server.url, True)):
             page.open(address)
@@ -734,11 +734,11 @@ def test_the_room_may_ask_and_only_the_owner_may_pause(stand_in, page):
 def test_too_many_at_once_are_told_so(stand_in, server):
     stand_in.delay = 2
     with ThreadPoolExecutor(20) as pool:
-        told = list(pool.map(lambda _: server.ask(ROW), range(20)))
-    assert sorted(status for status, _ in told) == [200] * 16 + [429] * 4
-    busy = [body["error"] for status, body in told if status == 429]
+        replies = list(pool.map(lambda _: server.ask(ROW), range(20)))
+    assert sorted(status for status, _ in replies) == [200] * 16 + [429] * 4
+    busy = [body["error"] for status, body in replies if status == 429]
     assert busy[0] == {
-        "code": "busy", "message": "16 questions from pages are waiting already: try again in a moment"
+        "code": "busy", "message": "16 requests from pages are pending already: try again in a moment"
     }  # fmt: skip
 
 
@@ -746,7 +746,7 @@ def test_ctrl_c_ends_it_at_once_whoever_listens(stand_in):
     with Server(stand_in.folder) as server:  # as soon as it has said where it is
         assert server.stop() == 0
     with Server(stand_in.folder) as server:
-        stand_in.said_goodbye = False
+        stand_in.disconnected = False
         with listener(server) as page:
             heard = b""
             while b"event: answers" not in heard or b"event: about" not in heard:
@@ -755,4 +755,4 @@ def test_ctrl_c_ends_it_at_once_whoever_listens(stand_in):
             while data := page.recv(1 << 16):
                 heard += data
             assert heard.endswith(b"\r\n0\r\n\r\n")  # the stream was ended, not broken off
-    wait_for(lambda: stand_in.said_goodbye, 2)
+    wait_for(lambda: stand_in.disconnected, 2)

@@ -221,22 +221,22 @@ def test_a_last_will_asks_and_a_session_keeps_the_answer(shell):
 
 # --- what people send -------------------------------------------------------------
 
-QUESTION = json.dumps({"request_id": "p1", **ROW})
+REQUEST = json.dumps({"request_id": "p1", **ROW})
 
 
 @pytest.mark.parametrize(
     "sent, request_id, code, message",
     [
-        ("\ufeff" + QUESTION, "p1", "malformed_json", "byte order mark: send UTF-8 without one"),
-        (QUESTION.encode("utf-16"), None, "malformed_json", "the text is UTF-16: send UTF-8"),
-        (QUESTION.replace("1.4", "NaN"), "p1", "malformed_json", "not JSON"),
-        (QUESTION.replace("1.4", '"1.4"'), "p1", "not_a_number", "`petal_length` must be a number, found a string"),
-        (QUESTION.replace("request_id", "requestId"), None, "missing_field", "`request_id` is missing"),
-        (QUESTION.replace("petal_length", "petalLength"), "p1", "missing_field", "`petal_length` is missing"),
-        (QUESTION.replace('"p1"', "1"), 1, "malformed_json", "`request_id` must be a string, found a number"),
+        ("\ufeff" + REQUEST, "p1", "malformed_json", "byte order mark: send UTF-8 without one"),
+        (REQUEST.encode("utf-16"), None, "malformed_json", "the text is UTF-16: send UTF-8"),
+        (REQUEST.replace("1.4", "NaN"), "p1", "malformed_json", "not JSON"),
+        (REQUEST.replace("1.4", '"1.4"'), "p1", "not_a_number", "`petal_length` must be a number, found a string"),
+        (REQUEST.replace("request_id", "requestId"), None, "missing_field", "`request_id` is missing"),
+        (REQUEST.replace("petal_length", "petalLength"), "p1", "missing_field", "`petal_length` is missing"),
+        (REQUEST.replace('"p1"', "1"), 1, "malformed_json", "`request_id` must be a string, found a number"),
         ("", None, "malformed_json", "found nothing: send a JSON object"),
         ("5.1,3.5,1.4,0.2", None, "malformed_json", "found text that is not JSON: send a JSON object"),
-        (QUESTION[:-1] + f', "pad": "{"x" * 131072}"}}', "p1", None, None),
+        (REQUEST[:-1] + f', "pad": "{"x" * 131072}"}}', "p1", None, None),
     ],
     ids=["BOM", "UTF-16", "NaN", "text", "camelCase id", "camelCase", "number as id", "empty", "CSV", "131 KB"],
 )  # fmt: skip

@@ -1,5 +1,5 @@
-//! What a version must show before `live` moves to it: the model's golden rows, an answer that it
-//! publishes, and the same answers as `live` to a broad set of rows.
+//! The checks of a version before `live` moves to it: it answers the model's golden rows, it publishes an answer, and
+//! its answers to a broad set of rows are those of `live`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use crate::function::{LIVE, call, describe, refusal};
 
 /// Longer than the template's MODEL_TTL, after which a container looks for a newer model.
 const MODEL_WAIT: Duration = Duration::from_secs(30);
-/// Data that are compared too, where their columns are the model's features.
+/// Data to compare as well, where their columns are the model's features.
 const DATA: &str = include_str!("../../data/iris.csv");
-/// How many rows are made up for a comparison, and the fewest of them.
+/// How many rows are generated for a comparison, and the fewest of them.
 const SAMPLE: (usize, usize) = (600, 60);
 /// Requests and answers of those rows, in bytes: a model of 256 features and classes gets fewer rows.
 const SAMPLE_BYTES: usize = 4 << 20;
@@ -27,7 +27,7 @@ const SAMPLE_BYTES: usize = 4 << 20;
 const BATCH_BYTES: usize = 1 << 20;
 type Row = Vec<f64>;
 
-/// What a version says of some rows.
+/// A version's answers to some rows.
 #[derive(Debug, Clone, PartialEq)]
 struct Answer {
     /// SHA-256 of the model that answered.
@@ -41,7 +41,7 @@ struct Prediction {
     probabilities: BTreeMap<String, f64>,
 }
 
-/// Why there is no answer by the model that was asked for; it may come.
+/// Why there is no answer by the expected model; a later call may have one.
 #[derive(Debug, thiserror::Error)]
 enum NotYet {
     #[error("it has no model: `make logs` says why it cannot read it")]
@@ -64,8 +64,8 @@ async fn ask(cloud: &Cloud, version: &str, model: &Description, rows: &[Row]) ->
     Ok(Answer { model, predictions })
 }
 
-/// The same in one request, until the answer is this model's: a warm container may still hold the one before, and
-/// looks for a newer one by itself; and a role that is seconds old may not read anything yet.
+/// The same in one request, repeated until the answer is this model's: a warm container may still have the previous
+/// model until it refreshes, and a role that is seconds old may not read anything yet.
 async fn ask_until(
     deadline: Instant,
     cloud: &Cloud,
@@ -73,7 +73,7 @@ async fn ask_until(
     model: &Description,
     rows: &[Row],
 ) -> Result<Vec<Prediction>> {
-    let (mut said, mut refusals) = (false, 0);
+    let (mut reported, mut refusals) = (false, 0);
     loop {
         let error = match ask_once(cloud, version, model, rows).await {
             Ok(answer) if answer.model == model.model => return Ok(answer.predictions),
@@ -94,8 +94,8 @@ async fn ask_until(
                 )
             });
         }
-        if matches!(error, NotYet::NoModel) && !said {
-            said = true;
+        if matches!(error, NotYet::NoModel) && !reported {
+            reported = true;
             println!(
                 "version {version} cannot read the model yet (a new role takes a moment), waiting"
             );
@@ -121,7 +121,7 @@ async fn ask_once(
     }
     match (Answer::read(&reply, &model.target), reply["model"].as_str()) {
         (Some(answer), _) if answer.predictions.len() == rows.len() => Ok(answer),
-        // It predicts something else.
+        // It predicts another target.
         (None, Some(found)) if found != model.model => {
             Err(NotYet::OtherModel(found.to_owned()).into())
         }
@@ -133,7 +133,7 @@ async fn ask_once(
 }
 
 impl Answer {
-    /// `None` when it is not one of the contract, with a label under `target`.
+    /// `None` when it does not match the contract, with a label under `target`.
     fn read(answer: &Value, target: &str) -> Option<Self> {
         let prediction = |prediction: &Value| {
             let probabilities = prediction["probabilities"].as_object()?.iter();
@@ -157,10 +157,10 @@ fn per_request(model: &Description) -> usize {
     (BATCH_BYTES / row.max(prediction)).max(1)
 }
 
-/// Ask `version` for the model's golden rows, past `live`, and compare.
+/// Ask `version` directly, not through `live`, for the model's golden rows, and compare.
 ///
 /// # Errors
-/// With what differed.
+/// When an answer differs: with the row.
 pub async fn golden_rows(cloud: &Cloud, version: &str, model: &Model) -> Result<()> {
     let golden = &model.file().golden;
     let rows: Vec<Row> = golden.iter().map(|row| row.features.clone()).collect();
@@ -184,12 +184,12 @@ pub async fn golden_rows(cloud: &Cloud, version: &str, model: &Model) -> Result<
     Ok(())
 }
 
-/// Call `version` with the event that the rule would make, so that it also publishes its answer: that
-/// takes a right and a connection that no direct call uses. No device can be called `deploy` alone, so
-/// nobody hears it.
+/// Call `version` with the event that the rule would make, so that it also publishes its answer: that needs a
+/// permission and a connection that no direct call uses. No device can have the client id `deploy`, so nobody receives
+/// the answer.
 ///
 /// # Errors
-/// When the invocation fails, with the function's own words.
+/// When the invocation fails, with the function's error message.
 pub async fn rule_event(cloud: &Cloud, version: &str, model: &Model) -> Result<()> {
     let request = Description::of(model).request("deploy", &model.file().golden[0].features);
     let payload = BASE64_STANDARD.encode(request.to_string());
@@ -256,11 +256,11 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// Ask `version` and `live` about a sample of rows within and beyond what training saw, and about the project's own
-/// data where they are the model's.
+/// Compare `version` with `live` on a sample of rows within and beyond the training ranges, and on the project's own
+/// data where they have the model's features.
 ///
-/// A published model changes `live`'s answers by itself, so that difference is named and the code is
-/// judged with one model on both sides.
+/// A newly published model changes `live`'s answers by itself, so that difference is reported separately, and the code
+/// is compared with the same model on both sides.
 ///
 /// # Errors
 /// When more than `max_changed` rows get another label.
@@ -269,12 +269,12 @@ pub async fn shadow(cloud: &Cloud, version: &str, model: &Model, max_changed: us
     let rows: Vec<Row> = data(&model).into_iter().chain(sample(&model)).collect();
     let after = ask(cloud, version, &model, &rows).await?;
     let nothing = |e: anyhow::Error| {
-        println!("nothing to compare with, `live` does not answer: {e:#}");
+        println!("nothing to compare with: `live` does not answer: {e:#}");
         Ok(())
     };
     let old_model = match by_old_model(cloud, &model, &rows).await {
         Ok(answer) => answer,
-        // A broken `live` must not stand in the way of its own repair.
+        // A broken `live` must not block its own repair.
         Err(e) => return nothing(e),
     };
     if let Some(before) = &old_model {
@@ -284,12 +284,12 @@ pub async fn shadow(cloud: &Cloud, version: &str, model: &Model, max_changed: us
     }
     let before = match (ask(cloud, LIVE, &model, &rows).await, old_model) {
         (Ok(before), _) => before,
-        // It does not take up the new model: what both can be judged by is the difference above.
+        // `live` does not load the new model: the difference above is all that can be compared.
         (Err(_), Some(before)) => before,
         (Err(e), None) => return nothing(e),
     };
     let difference = Difference::between(&before, &after);
-    println!("beside `live`: {difference}");
+    println!("compared with `live`: {difference}");
     let Difference { labels, asked, .. } = difference;
     ensure!(
         labels <= max_changed,
@@ -298,8 +298,8 @@ pub async fn shadow(cloud: &Cloud, version: &str, model: &Model, max_changed: us
     Ok(())
 }
 
-/// What `live` says by the model before, as long as it still has it; `None` when it has this one, or had one of
-/// other features.
+/// The answers of `live` by the previous model, while it still has it; `None` when it has this one, or when the previous
+/// one has other features.
 async fn by_old_model(cloud: &Cloud, model: &Description, rows: &[Row]) -> Result<Option<Answer>> {
     let mut before: Option<Answer> = None;
     for batch in rows.chunks(per_request(model)) {
@@ -340,8 +340,8 @@ fn data(model: &Description) -> Vec<Row> {
     rows.filter(accepted).collect()
 }
 
-/// Rows for a comparison, always the same for a model: half of them within what training saw, half reaching as far
-/// again beyond it, where that is accepted.
+/// Rows for a comparison, always the same for a model: half of them within the training ranges, half up to a range
+/// beyond them, where that is accepted.
 fn sample(model: &Description) -> Vec<Row> {
     let (row, prediction) = model.most_bytes();
     let count = (SAMPLE_BYTES / (row + prediction)).clamp(SAMPLE.1, SAMPLE.0);

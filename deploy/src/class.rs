@@ -1,7 +1,7 @@
-//! A stack for each of a class, in one account: made, handed out and taken away together.
+//! A stack for each member of a class, in one account: created, handed out and deleted together.
 //!
-//! Each stack is made by this same program, in a process of its own, so that what one prints or how it
-//! fails does not touch the others.
+//! Each stack is made by this same program, in a process of its own, so that the output or failure of one does not
+//! affect the others.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Cursor, Write};
@@ -25,13 +25,13 @@ use crate::ours;
 use crate::policy;
 use crate::stack::{self, count};
 
-/// The device that each archive holds; notebook 4 asks with this one.
+/// The device in each archive; notebook 4 uses it.
 const DEVICE: &str = "notebook";
 /// What an account may have by default: 1,000 stacks and buckets, 10 requests a second to IoT's control
-/// plane. A hundred in one class is far from all of it.
+/// plane. A hundred in one class are well below that.
 const MOST: usize = 100;
 
-/// How many, and where their archives lie.
+/// How many, and the folder of their archives.
 #[derive(Args)]
 pub struct Members {
     /// How many stacks: <STACK>01, <STACK>02, …
@@ -45,14 +45,14 @@ pub struct Members {
     jobs: usize,
 }
 
-/// The file that says of which class in which account a folder is.
+/// The file that names the class and the account that a folder belongs to.
 const MARK: &str = "class.json";
 
 impl Members {
     /// The class's folder.
     ///
     /// # Errors
-    /// When what is there is not of this class, on this target, in this account and region.
+    /// When the folder belongs to another class, target, account or region.
     fn folder(&self, cloud: &Cloud) -> Result<PathBuf> {
         let dir = self.dir.clone().unwrap_or_else(|| cloud.folder("class"));
         ensure!(
@@ -69,7 +69,7 @@ impl Members {
         Ok(dir)
     }
 
-    /// The same, made unless it is there.
+    /// The same, created if it does not exist.
     fn make_folder(&self, cloud: &Cloud) -> Result<PathBuf> {
         let dir = self.folder(cloud)?;
         private_folder(&dir)?;
@@ -91,7 +91,7 @@ impl Members {
     }
 }
 
-/// Make the class, or the part of it that is not there yet, with the model of the class's own stack.
+/// Make the class, or the part of it that does not exist yet, with the model of the class's own stack.
 pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
     let stacks = class.stacks(cloud)?;
     ensure!(
@@ -140,11 +140,11 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
         }
     });
     together(class.jobs, all, work).await?;
-    println!("hand out one archive each; `make class-destroy` takes all of it away");
+    println!("hand out one archive each; `make class-destroy` deletes all of it");
     Ok(())
 }
 
-/// One member's stack, from the bucket to the archive. What is there already stays.
+/// One member's stack, from the bucket to the archive. What exists already stays.
 async fn make(cloud: &Cloud, dir: &Path, code: &Path, model: &Path) -> Result<()> {
     let stack = cloud.stack.to_string();
     let log = dir.join(format!("{stack}.log"));
@@ -167,7 +167,7 @@ async fn ourselves(cloud: &Cloud, log: &Path, arguments: &[&str]) -> Result<()> 
         .args(cloud.class.iter().flat_map(|class| ["--class", class]))
         .args(arguments)
         .env("STACK", cloud.stack.to_string())
-        // The class was asked once, for all.
+        // The confirmation for the class counts for all.
         .env("YES", "1")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -216,7 +216,7 @@ fn archive(cloud: &Cloud, dir: &Path, device: &Path) -> Result<()> {
     write_private(&dir.join(format!("{stack}.zip")), bytes)
 }
 
-/// Delete every stack of the class, also those whose making was broken off.
+/// Delete every stack of the class, including those whose creation was interrupted.
 pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
     let folder = class.folder(cloud)?;
     let members = stack::of_class(cloud).await?;
@@ -258,7 +258,7 @@ pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
         "{} left: run `make class-destroy` again",
         count(left.len(), "stack")
     );
-    // Looked at again, as everything that is deleted.
+    // Check again, as before everything that is deleted.
     if class.folder(cloud)?.exists() {
         fs::remove_dir_all(&folder)
             .with_context(|| format!("cannot delete {}", folder.display()))?;
@@ -267,8 +267,7 @@ pub async fn destroy(cloud: &Cloud, class: &Members) -> Result<()> {
     Ok(())
 }
 
-/// Do all of it, `jobs` at a time, with a line for each that is done. One that fails does not stop the
-/// others.
+/// Run all jobs, `jobs` at a time, with a line for each that is done. One that fails does not stop the others.
 async fn together<F>(jobs: usize, all: usize, work: impl Iterator<Item = F>) -> Result<()>
 where
     F: Future<Output = Result<String>> + Send + 'static,
@@ -288,7 +287,7 @@ where
     let (mut done, mut failed) = (0, 0);
     while let Some(result) = tasks.join_next().await {
         let seconds = started.elapsed().as_secs_f64();
-        match result.context("a task broke down")? {
+        match result.context("a task panicked")? {
             Ok(line) => {
                 done += 1;
                 println!("  {done:>3}/{all}  {seconds:>5.1} s  {line}");
@@ -301,7 +300,7 @@ where
     }
     ensure!(
         failed == 0,
-        "{failed} of {all} failed: run the same command again, what is done stays done"
+        "{failed} of {all} failed: run the same command again, which keeps what is done"
     );
     Ok(())
 }

@@ -105,7 +105,7 @@ pub struct Cloud {
     pub stack: StackName,
     /// 12 digits.
     pub account: String,
-    /// ARN of who asks.
+    /// ARN of the caller.
     pub caller: String,
     /// Such as `eu-west-1`.
     pub region: String,
@@ -115,7 +115,7 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Where to ask, with which settings, and how to call it in a sentence.
+    /// The SDK's configuration for the target, and its name for messages.
     ///
     /// # Errors
     /// When the target and `AWS_ENDPOINT_URL` do not go together, or another setting sends calls elsewhere.
@@ -143,7 +143,7 @@ impl Cloud {
                     .to_owned()
             }
         };
-        // Without these, a cloud that accepts and never answers would hang the deployer for good.
+        // Without these timeouts, a cloud that accepts connections and never answers would block the deployer forever.
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
             .read_timeout(Duration::from_secs(60))
@@ -164,7 +164,7 @@ impl Cloud {
             // A company may have endpoints of its own on AWS. The local target stays on this machine.
             ensure!(
                 target == Target::Aws,
-                "TARGET=local, but {service} would be asked at {there}: unset AWS_ENDPOINT_URL_{}, or take endpoint_url \
+                "TARGET=local, but calls to {service} would go to {there}: unset AWS_ENDPOINT_URL_{}, or take endpoint_url \
                  out of your AWS profile",
                 service.to_uppercase().replace(' ', "_"),
             );
@@ -188,10 +188,10 @@ impl Cloud {
         Self::identify(config, &called, target, stack, yes).await
     }
 
-    /// The rest of [`Self::connect`], with a configuration that is there.
+    /// [`Self::connect`] with a given configuration.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::connect`].
     pub async fn identify(
         config: SdkConfig,
         called: &str,
@@ -249,8 +249,7 @@ impl Cloud {
         }
     }
 
-    /// `target/<what>/<target>/<account>-<region>/<STACK>`: what is kept on this machine for a stack never meets what
-    /// is kept for one of the same name elsewhere.
+    /// `target/<what>/<target>/<account>-<region>/<STACK>`: separate folders for stacks of the same name elsewhere.
     pub fn folder(&self, what: &str) -> PathBuf {
         let place = format!("{}-{}", self.account, self.region);
         let folder = Path::new("target").join(what).join(self.target.name());
@@ -290,7 +289,7 @@ impl Cloud {
             let page = s3
                 .list_object_versions()
                 .bucket(&bucket)
-                // Bucket names are the whole world's: one of somebody else is refused.
+                // Bucket names are global: refuse a bucket of another account.
                 .expected_bucket_owner(&self.account)
                 .prefix(prefix)
                 .set_key_marker(next_key)
@@ -330,15 +329,15 @@ impl Cloud {
         if self.target == Target::Local || self.yes {
             return Ok(());
         }
-        let question = format!(
+        let prompt = format!(
             "{what} in AWS account {}, region {}",
             self.account, self.region
         );
         ensure!(
             std::io::stdin().is_terminal(),
-            "{question}: nobody is here to ask; set YES=1 if that is what you want"
+            "{prompt}: there is no terminal to ask; set YES=1 if that is what you want"
         );
-        print!("{question}? [y/N] ");
+        print!("{prompt}? [y/N] ");
         std::io::stdout().flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;
@@ -350,7 +349,7 @@ impl Cloud {
     }
 }
 
-/// The services that are asked, as AWS's settings name them.
+/// The services that the deployer calls, as AWS's settings name them.
 const SERVICES: [&str; 10] = [
     "Budgets",
     "CloudFormation",
@@ -364,7 +363,7 @@ const SERVICES: [&str; 10] = [
     "STS",
 ];
 
-/// Where a service is asked, by the environment or the AWS profile; `None` for AWS itself.
+/// A service's endpoint from the environment or the AWS profile; `None` for AWS itself.
 fn endpoint_of(service: &str, config: &SdkConfig) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id(service);
     let key = key.env("AWS_ENDPOINT_URL").profile("endpoint_url").build();

@@ -40,8 +40,8 @@ const MEMORY_GB: f64 = 128.0 / 1024.0;
 const CALL_SECONDS: f64 = 0.020;
 /// A call's own line (450 bytes) and Lambda's START, END and REPORT (350).
 const LOG_GB_PER_MILLION: f64 = 0.8;
-/// A device's question, the function's answer, and its delivery at `QoS` 0; each up to 5 KB. With Basic Ingest the
-/// question costs nothing.
+/// A device's request, the function's answer, and its delivery at `QoS` 0; each up to 5 KB. With Basic Ingest the
+/// request costs nothing.
 const MESSAGES: f64 = 3.0;
 /// Ten builds of 3 MB, and models of 3 KB.
 const STORED_GB: f64 = 0.03;
@@ -53,10 +53,9 @@ const METRICS: f64 = ASSUMED + 4.0;
 
 const MINUTES_A_MONTH: f64 = 730.0 * 60.0;
 const MINUTES_A_DAY: f64 = 24.0 * 60.0;
-/// What `make live` asks when nobody says otherwise, in rows a second.
+/// The default rate of `make live`, in rows a second.
 const LIVE_RATE: f64 = 5.0;
-/// The most that our client asks on one connection, in questions a second: with the answers, 80 of the 100 messages that
-/// AWS takes.
+/// The client's limit on one connection, in requests a second: with the answers, 80 of the 100 messages that AWS takes.
 const FASTEST_DEVICE: f64 = 40.0;
 
 /// How many alarms the template makes.
@@ -113,7 +112,7 @@ fn calls(p: &PriceList) -> Result<Vec<Item>> {
             "400,000 GB-s a month are free",
         ),
         item(
-            "IoT Core: question, answer, delivery",
+            "IoT Core: request, answer, delivery",
             MESSAGES * p.usd("iot_million_messages")?,
             "",
         ),
@@ -143,7 +142,7 @@ fn sum(items: &[Item]) -> f64 {
     items.iter().map(|item| item.dollars).sum()
 }
 
-/// What one connected device costs that asks so often for a whole day.
+/// What one connected device costs that sends so many requests a second for a whole day.
 fn a_day(p: &PriceList, rate: f64) -> Result<f64> {
     let millions = rate * 86_400.0 / 1e6;
     let connected = MINUTES_A_DAY / 1e6 * p.usd("iot_million_connection_minutes")?;
@@ -161,7 +160,7 @@ pub fn forgotten() -> Result<String> {
 fn sentence(p: &PriceList) -> Result<String> {
     Ok(format!(
         "a `make live` that is forgotten ({LIVE_RATE} rows a second) costs about ${:.2} a day, one device at \
-         {FASTEST_DEVICE} questions a second ${:.0} a day (list prices of {}, {}; `make cost` has the sum)",
+         {FASTEST_DEVICE} requests a second ${:.0} a day (list prices of {}, {}; `make cost` has the sum)",
         a_day(p, LIVE_RATE)?,
         a_day(p, FASTEST_DEVICE)?,
         p.as_of,
@@ -169,7 +168,8 @@ fn sentence(p: &PriceList) -> Result<String> {
     ))
 }
 
-/// Print what the stack costs when nobody asks, what a million predictions cost, and what is forgotten costs a day.
+/// Print what the stack costs when it is idle, what a million predictions cost, and what a forgotten command costs a
+/// day.
 pub fn print(path: &Path) -> Result<()> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -1,6 +1,6 @@
-//! Questions that failed: look at them, and ask them again once the fault is gone.
+//! Requests that failed: list them, and send them again once the fault is fixed.
 //!
-//! Two kinds of message lie in the queue: what Lambda writes when an asynchronous call has failed
+//! The queue has two kinds of message: what Lambda writes when an asynchronous call has failed
 //! (<https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>), and what the IoT
 //! rule's error action writes when the call could not even be made
 //! (<https://docs.aws.amazon.com/iot/latest/developerguide/rule-error-handling.html>).
@@ -19,8 +19,8 @@ use crate::cloud::Cloud;
 use crate::function::{LIVE, call};
 use crate::stack;
 
-/// How long nobody else sees a message that we look at, in seconds. A call may take a quarter of it (the function's own
-/// time-out, three times), and begins with half of it left, however long those of the same batch before it took.
+/// Visibility timeout of the messages that are read, in seconds. A call may take a quarter of it (the function's own
+/// timeout, three times), and begins with at least half of it left, however long the calls before it took.
 pub const OURS: u16 = 120;
 /// The most that SQS hands out at once.
 const AT_ONCE: i32 = 10;
@@ -32,7 +32,7 @@ struct DeadLetter {
     receipt: String,
     /// What the function is called with; `None` where the message is of neither kind.
     event: Option<Value>,
-    /// Why it is here.
+    /// Why the call failed.
     reason: String,
 }
 
@@ -69,22 +69,22 @@ impl DeadLetter {
     }
 }
 
-/// What Lambda says about an asynchronous call that it gave up.
+/// The reason in Lambda's record of a failed asynchronous call.
 fn failed_call(body: &Value) -> String {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let condition = text(&body["requestContext"]["condition"]).unwrap_or_else(|| "failed".into());
     let tries = body["requestContext"]["approximateInvokeCount"].as_u64();
     let tries = stack::count(tries.unwrap_or_default() as usize, "call");
-    let said = text(&body["responsePayload"]["errorMessage"]).unwrap_or_default();
-    format!("{condition} after {tries}: {said}")
+    let message = text(&body["responsePayload"]["errorMessage"]).unwrap_or_default();
+    format!("{condition} after {tries}: {message}")
 }
 
-/// What the rule says about a call that it could not make.
+/// The reason in the rule's record of a call that it could not make.
 fn failed_action(body: &Value) -> String {
-    let said = body["failures"][0]["errorMessage"].as_str();
+    let message = body["failures"][0]["errorMessage"].as_str();
     format!(
         "the rule could not call the function: {}",
-        said.unwrap_or("it does not say why")
+        message.unwrap_or("no reason given")
     )
 }
 
@@ -119,7 +119,7 @@ impl Queue {
         })
     }
 
-    /// Up to ten messages that nobody else sees for `ours` seconds; none when the queue is empty.
+    /// Up to ten messages, with a visibility timeout of `ours` seconds; none when the queue is empty.
     async fn next(&self, ours: u16) -> Result<Vec<Message>> {
         let got = self
             .sqs
@@ -127,7 +127,7 @@ impl Queue {
             .queue_url(&self.url)
             .max_number_of_messages(AT_ONCE)
             .visibility_timeout(ours.into())
-            // Asks all of SQS's servers: without it some messages may not be found.
+            // Long polling asks all of SQS's servers: without it, some messages may not be found.
             .wait_time_seconds(1)
             .send()
             .await
@@ -135,14 +135,14 @@ impl Queue {
         Ok(got.messages.unwrap_or_default())
     }
 
-    /// Let others see these again.
+    /// Make these visible again.
     async fn put_back(&self, receipts: &[String]) -> Result<()> {
-        self.hide(receipts, 0)
-            .await
-            .context("could not put the dead letters back; they are seen again in two minutes")
+        self.hide(receipts, 0).await.context(
+            "could not put the dead letters back; they become visible again in two minutes",
+        )
     }
 
-    /// Let nobody else see these for so many seconds from now on.
+    /// Hide these from all others for so many seconds from now on.
     async fn hide(&self, receipts: &[String], seconds: u16) -> Result<()> {
         for ten in receipts.chunks(AT_ONCE as usize) {
             let mut hide = self
@@ -175,7 +175,7 @@ impl Queue {
     }
 }
 
-/// Print what lies in the queue, and leave it there.
+/// Print the messages of the queue, and leave them there.
 pub async fn list(cloud: &Cloud) -> Result<()> {
     let queue = Queue::of(cloud).await?;
     let mut receipts = Vec::new();
@@ -192,20 +192,20 @@ pub async fn list(cloud: &Cloud) -> Result<()> {
     }
     queue.put_back(&receipts).await?;
     match receipts.len() {
-        0 => println!("no dead letters: every question was answered or refused"),
+        0 => println!("no dead letters: every request was answered or refused"),
         n if n >= LISTED => {
-            println!("{n} listed, there may be more; make redrive asks all of them again")
+            println!("{n} listed, there may be more; make redrive sends all of them again")
         }
         n => println!(
-            "{}; make redrive asks again",
+            "{}; make redrive sends them again",
             stack::count(n, "dead letter")
         ),
     }
     Ok(())
 }
 
-/// Call `live` with what lies in the queue, and delete what it has answered. The answers go to the
-/// devices' topics as they would have; a device that is gone, or that has asked again, drops them.
+/// Call `live` with the messages of the queue, and delete those that it answers. The answers go to the devices' topics;
+/// a device that has given up the request, or has an answer from a retry, drops them.
 ///
 /// # Errors
 /// When some fail again: they stay in the queue.
@@ -226,11 +226,11 @@ pub async fn redrive(cloud: &Cloud, ours: u16) -> Result<()> {
                 let rest: Vec<_> = rest.map(str::to_owned).collect();
                 held = Instant::now();
                 queue.hide(&rest, ours).await.context(
-                    "could not keep the dead letters to ourselves: they are seen again in two minutes",
+                    "could not hide the dead letters from others: they become visible again in two minutes",
                 )?;
             }
             let letter = DeadLetter::read(message);
-            // One that failed before and is seen again: all others have had their turn.
+            // A message that failed before and is visible again: all others were processed.
             if !seen.insert(message.message_id().unwrap_or_default().to_owned()) {
                 failed.push(letter.receipt);
                 break 'queue;
@@ -250,7 +250,7 @@ pub async fn redrive(cloud: &Cloud, ours: u16) -> Result<()> {
                     queue.delete(&letter.receipt).await?;
                     answered += 1;
                     if std::io::stdout().is_terminal() || answered.is_multiple_of(25) {
-                        println!("{answered} asked again");
+                        println!("{answered} answered");
                     }
                 }
                 Err(e) => {
@@ -262,7 +262,7 @@ pub async fn redrive(cloud: &Cloud, ours: u16) -> Result<()> {
     }
     queue.put_back(&failed).await?;
     println!(
-        "{} asked again and answered",
+        "{} sent again and answered",
         stack::count(answered, "dead letter")
     );
     if !failed.is_empty() {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_call_is_asked_again_as_it_was() {
+    fn a_failed_call_is_sent_again_as_it_was() {
         let event = json!({"payload": BASE64_STANDARD.encode(r#"{"request_id": "a"}"#), "client_id": "iris-lily"});
         let letter = read(json!({
             "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": 1},

@@ -1,4 +1,4 @@
-//! Everything that carries the stack's name, taken away again.
+//! Deletes everything that has the stack's name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::stack;
 
 /// List what will be deleted, ask, delete it, and check that nothing is left.
 ///
-/// `port` is that of MQTT: it tells one local cloud's device folders from another's.
+/// `port` is that of MQTT: it distinguishes one local cloud's device folders from another's.
 pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
     let found = stack::to_delete(cloud).await?;
     let things = things(cloud).await?;
@@ -51,14 +51,14 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
     }
     cloud.confirm("Delete all of this")?;
 
-    // While the question waited, another terminal may have made another stack of this name.
+    // During the prompt, another terminal may have made another stack of this name.
     let again = stack::to_delete(cloud).await?;
     ensure!(
         again.as_ref().and_then(Stack::stack_id) == found.as_ref().and_then(Stack::stack_id),
         "stack {} is not the one that was listed any more (another terminal?): nothing was deleted, look with `make status`",
         cloud.stack
     );
-    // Devices first: a stack cannot be deleted while its device policy hangs on a certificate.
+    // Devices first: a stack cannot be deleted while its device policy is attached to a certificate.
     let names = folders.iter().filter_map(|folder| folder.file_name());
     let names = names.map(|name| format!("{}-{}", cloud.stack, name.to_string_lossy()));
     for device in things.into_iter().chain(names).collect::<BTreeSet<_>>() {
@@ -77,7 +77,7 @@ pub async fn destroy(cloud: &Cloud, devices: &Path, port: u16) -> Result<()> {
         let bucket = cloud.s3().delete_bucket().bucket(cloud.bucket());
         let owner = bucket.expected_bucket_owner(&cloud.account);
         match owner.send().await {
-            // It was gone, and the list of its objects did not know yet.
+            // The bucket was deleted; the list of its objects was out of date.
             Err(e) if e.code() == Some("NoSuchBucket") => {}
             deleted => {
                 deleted.context("could not delete the bucket")?;
@@ -111,8 +111,8 @@ pub async fn things(cloud: &Cloud) -> Result<Vec<String>> {
     Ok(ours.map(|(name, _)| name).collect())
 }
 
-/// Every object version and delete marker with its size; `None` when there is no bucket that is ours: by the stack
-/// that has it, or by its tags where a stack has left it behind.
+/// Every object version and delete marker with its size; `None` when there is no bucket of ours: by its stack, or by its
+/// tags where a stack has left it behind.
 async fn objects(
     cloud: &Cloud,
     stack: Option<&Stack>,
@@ -144,7 +144,7 @@ async fn has_our_tags(cloud: &Cloud) -> Result<bool> {
     match tags.expected_bucket_owner(&cloud.account).send().await {
         Ok(tags) => Ok(ours::bucket(cloud, tags.tag_set())),
         Err(e) if matches!(e.code(), Some("NoSuchBucket" | "NoSuchTagSet")) => Ok(false),
-        Err(e) => Err(e).with_context(|| format!("could not look whose bucket {bucket} is")),
+        Err(e) => Err(e).with_context(|| format!("could not read the tags of bucket {bucket}")),
     }
 }
 

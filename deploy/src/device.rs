@@ -20,19 +20,19 @@ use crate::rest::CallError;
 
 /// AWS IoT's own port of MQTT over TLS.
 const AWS_PORT: u16 = 8883;
-/// The roots of AWS IoT's server certificates: which of them depends on what the two sides agree on
+/// The roots of AWS IoT's server certificates: the key type that both sides agree on decides which one is used
 /// (<https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html>).
 const AMAZON_ROOTS: &str = include_str!("../../iris_fn/src/aws/amazon-roots.pem");
-/// The local cloud listens here, and its certificate says so.
+/// The address of the local cloud, which its certificate names.
 const LOCAL_HOST: &str = "127.0.0.1";
 /// A certificate's status in which it may connect.
 const ACTIVE: &str = "ACTIVE";
-/// How long AWS may take to let go of a certificate.
+/// How long AWS may take to detach a certificate.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a device is, and where it connects to; also by which `destroy` knows a folder.
+/// The file with a device's identity and endpoint, by which `destroy` recognizes a folder.
 const ENDPOINT: &str = "endpoint.json";
-/// The field of [`ENDPOINT`] that holds the id of the certificate, from the moment in which there is one until it is
-/// gone: also where an interruption left it attached to nothing.
+/// The field of [`ENDPOINT`] with the id of the certificate, from its creation until its deletion: also where an
+/// interruption left it attached to nothing.
 const CERTIFICATE: &str = "certificate_id";
 
 /// A device's name within its stack.
@@ -77,7 +77,7 @@ impl FromStr for DeviceName {
     }
 }
 
-/// Where a cloud's devices connect to, and whom they believe.
+/// Where a cloud's devices connect to, and the certificate authority that they trust.
 struct Broker {
     host: String,
     port: u16,
@@ -104,8 +104,8 @@ impl Broker {
     }
 }
 
-/// Make the device, or find that it is there, and write `<dir>/<name>/{cert,key,ca}.pem` and
-/// `endpoint.json`. `mosquitto`: also print the line that asks as this device with mosquitto.
+/// Make the device if it does not exist, and write `<dir>/<name>/{cert,key,ca}.pem` and `endpoint.json`. `mosquitto`:
+/// also print the line that asks as this device with mosquitto.
 pub async fn create(
     cloud: &Cloud,
     name: &DeviceName,
@@ -139,24 +139,24 @@ fn mosquitto_line(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -
     )
 }
 
-/// The same for many, with a line about how far it is every two seconds.
+/// The same for many, with a line of progress every two seconds.
 pub async fn create_all(cloud: &Cloud, names: &[DeviceName], dir: &Path, port: u16) -> Result<()> {
     cloud.confirm(&format!("Make {} devices with certificates", names.len()))?;
     let broker = Broker::of(cloud, port).await?;
-    // Each device is made to its end: a certificate that is not attached yet is hard to find again.
+    // Ctrl-C stops between devices only: a certificate that is not attached yet is hard to find again.
     let mut ctrl_c = signal(SignalKind::interrupt())?;
-    let (mut created, mut said) = (0, Instant::now());
+    let (mut created, mut reported) = (0, Instant::now());
     for (n, name) in names.iter().enumerate() {
         let stop = poll_fn(|context| Poll::Ready(ctrl_c.poll_recv(context).is_ready())).await;
         ensure!(
             !stop,
-            "stopped after {n} of {} devices: the same command goes on, `make destroy` takes them away",
+            "stopped after {n} of {} devices: the same command continues, `make destroy` deletes them",
             names.len()
         );
         let made = make(cloud, &name.client_id(cloud), &name.folder(dir), &broker).await?;
         created += usize::from(made);
-        if said.elapsed() > Duration::from_secs(2) {
-            said = Instant::now();
+        if reported.elapsed() > Duration::from_secs(2) {
+            reported = Instant::now();
             println!("{} of {} devices", n + 1, names.len());
         }
     }
@@ -168,7 +168,7 @@ pub async fn create_all(cloud: &Cloud, names: &[DeviceName], dir: &Path, port: u
     Ok(())
 }
 
-/// Make a device unless it is there; whether it was made.
+/// Make a device if it does not exist; returns whether it was made.
 async fn make(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Result<bool> {
     let iot = cloud.iot();
     if dir.join(ENDPOINT).exists() && !belongs(cloud, dir, None) {
@@ -196,14 +196,14 @@ async fn make(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Re
     write_private(&dir.join("ca.pem"), ca)?;
     if !known {
         remove_certificates(cloud, &iot, client_id, recorded.into_iter().collect()).await?;
-        // From here on a Ctrl-C waits: a certificate that is not attached yet is hard to find again.
+        // From here on Ctrl-C waits: a certificate that is not attached yet is hard to find again.
         let _ctrl_c = signal(SignalKind::interrupt())?;
         new_certificate(cloud, &iot, client_id, dir, endpoint).await?;
     }
     Ok(!known)
 }
 
-/// The id of the certificate that a device's folder knows of.
+/// The id of the certificate that is recorded in a device's folder.
 fn recorded(dir: &Path) -> Option<String> {
     let text = fs::read_to_string(dir.join(ENDPOINT)).ok()?;
     let endpoint: Value = serde_json::from_str(&text).ok()?;
@@ -224,8 +224,7 @@ async fn holds_active_certificate(iot: &Iot<'_>, thing: &str, dir: &Path) -> Res
     }
     for id in certificate_ids(iot, thing).await? {
         let found = iot.certificate(&id).await;
-        let found =
-            found.with_context(|| format!("could not look at the certificate of {thing}"))?;
+        let found = found.with_context(|| format!("could not read the certificate of {thing}"))?;
         if found.is_some_and(|c| c.status == ACTIVE && c.certificate_pem.trim() == pem.trim()) {
             return Ok(true);
         }
@@ -233,8 +232,8 @@ async fn holds_active_certificate(iot: &Iot<'_>, thing: &str, dir: &Path) -> Res
     Ok(false)
 }
 
-/// A new certificate. It is attached to its thing first, so that `destroy` finds it, and made active
-/// last, when everything around it stands.
+/// A new certificate. It is attached to its thing first, so that `destroy` finds it, and activated last, when everything
+/// else is done.
 async fn new_certificate(
     cloud: &Cloud,
     iot: &Iot<'_>,
@@ -268,10 +267,10 @@ async fn new_certificate(
 /// Ids of the certificates attached to a thing.
 async fn certificate_ids(iot: &Iot<'_>, thing: &str) -> Result<Vec<String>> {
     let found = iot.certificates(thing).await;
-    found.with_context(|| format!("could not look at thing {thing}"))
+    found.with_context(|| format!("could not read thing {thing}"))
 }
 
-/// Deactivate, detach and delete every certificate of a thing, and those that were `recorded` of it.
+/// Deactivate, detach and delete every certificate of a thing, and the `recorded` ones.
 pub async fn remove_certificates(
     cloud: &Cloud,
     iot: &Iot<'_>,
@@ -292,8 +291,7 @@ pub async fn remove_certificates(
     Ok(())
 }
 
-/// It stops to be good for anything first, and is detached from its thing last: as long as it is attached, whoever
-/// does this again finds it.
+/// It is deactivated first, and detached from its thing last: while it is attached, the next attempt finds it.
 async fn remove_certificate(
     cloud: &Cloud,
     iot: &Iot<'_>,
@@ -305,7 +303,7 @@ async fn remove_certificate(
     };
     let arn = &certificate.certificate_arn;
     let policies = iot.policies(arn).await?;
-    // One that may more than our devices is somebody's who attached it to our thing, or ours for something else.
+    // A certificate with other policies was attached to our thing by somebody else, or is also used elsewhere.
     let ours = policies.iter().all(|p| *p == cloud.device_policy());
     if ours {
         iot.set_status(id, "INACTIVE").await?;
@@ -327,7 +325,7 @@ async fn remove_certificate(
     Ok(())
 }
 
-/// Remove a device of which `destroy` has found the thing, the folder, or both. The id of its certificate is on the
+/// Remove a device of which `destroy` has found the thing, the folder, or both. The id of its certificate is written to
 /// disk before anything is detached.
 pub async fn remove(cloud: &Cloud, devices: &Path, port: u16, client_id: &str) -> Result<()> {
     let iot = cloud.iot();
@@ -338,7 +336,7 @@ pub async fn remove(cloud: &Cloud, devices: &Path, port: u16, client_id: &str) -
     let ours = || belongs(cloud, &dir, Some(port));
     let mut recorded: Vec<String> = recorded(&dir).into_iter().filter(|_| ours()).collect();
     match iot.thing(client_id).await? {
-        // Looked at again: since the list was made it may have become somebody else's.
+        // Check again: since the list was made, it may have become somebody else's.
         Some(attributes) if ours::thing(cloud, client_id, &attributes) => {
             if let Some(attached) = certificate_ids(&iot, client_id).await?.first()
                 && !dir.exists()
@@ -389,7 +387,7 @@ fn local_ca(cloud: &Cloud) -> Result<String> {
         .with_context(|| format!("no certificate authority at {url}"))
 }
 
-/// Make a folder that only its owner may enter, unless it is there.
+/// Make a folder that only its owner may enter, if it does not exist.
 pub fn private_folder(dir: &Path) -> Result<()> {
     let made = fs::DirBuilder::new()
         .recursive(true)
@@ -398,7 +396,7 @@ pub fn private_folder(dir: &Path) -> Result<()> {
     made.with_context(|| format!("cannot make {}", dir.display()))
 }
 
-/// Write a file that only its owner may read; never half of it under its own name.
+/// Write a file that only its owner may read, atomically: never half of it under its own name.
 pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let partial = path.with_extension("partial");
     let mut file = fs::OpenOptions::new()
@@ -422,7 +420,7 @@ pub fn belongs(cloud: &Cloud, dir: &Path, port: Option<u16>) -> bool {
         && elsewhere.is_none_or(|port| endpoint["port"].is_null() || endpoint["port"] == port)
 }
 
-/// Whether AWS is still at work on the call before: each kind of thing says so in words of its own.
+/// Whether AWS is still processing the previous call: each kind of resource has an error of its own for that.
 fn is_busy(e: &anyhow::Error) -> bool {
     let Some(CallError::Refused { code, message, .. }) = e.downcast_ref() else {
         return false;
@@ -434,7 +432,7 @@ fn is_busy(e: &anyhow::Error) -> bool {
     }
 }
 
-/// Call again while AWS is still at work on the call before: it detaches and deletes at its own pace.
+/// Retry while AWS is still processing the previous call: detaching and deleting take time.
 pub async fn patiently<F>(what: &str, call: impl Fn() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,

@@ -1,5 +1,5 @@
-//! Would it work? What can be asked without making anything: credentials, account, clock, quotas, rights, and what is
-//! there already under the stack's names.
+//! Checks beforehand what can be checked without creating anything: credentials, account, clock, quotas, permissions,
+//! and what already exists under the stack's names.
 
 use std::env;
 use std::time::{Duration, SystemTime};
@@ -14,14 +14,14 @@ use crate::cloud::{Cloud, StackName, Target};
 use crate::rest::{Call, Service, elements};
 use crate::{policy, stack};
 
-/// A first demo on AWS with all its builds, and some time to look around.
+/// The time for a first demo on AWS, with all its builds and a margin.
 const LONG_ENOUGH: Duration = Duration::from_secs(60 * 60);
-/// AWS refuses signatures that are five minutes off.
+/// AWS refuses signatures whose time is more than five minutes off.
 const CLOCK: Duration = Duration::from_secs(4 * 60);
-/// What notebook 5 asks at once.
+/// How many calls notebook 5 makes at once.
 const AT_ONCE: i32 = 50;
 
-/// What was found out about one thing.
+/// The result of one check.
 enum Finding {
     Ok(String),
     /// And the next step.
@@ -32,13 +32,13 @@ enum Finding {
 use Finding::{CouldNotAsk, NotOk};
 
 impl Finding {
-    /// An answer that did not come is no answer.
+    /// A check that failed to run has no result.
     fn or_unasked(answer: Result<Self>) -> Self {
         answer.unwrap_or_else(|e| CouldNotAsk(format!("{e:#}")))
     }
 }
 
-/// Ask, print a line for each thing, and give back whether nothing is wrong.
+/// Run all checks, print a line for each, and return whether nothing is wrong.
 ///
 /// # Errors
 /// When the target and the settings do not go together.
@@ -60,7 +60,7 @@ pub async fn examine(target: Target, stack: StackName) -> Result<bool> {
     let cloud = match Cloud::identify(config, &called, target, stack, false).await {
         Ok(cloud) => cloud,
         Err(e) => {
-            let next = "set the region and the credentials as deploy/AWS.md says, then ask again";
+            let next = "set the region and the credentials as deploy/AWS.md says, then try again";
             print("account", NotOk(format!("{e:#}"), next.to_owned()));
             return Ok(false);
         }
@@ -92,17 +92,17 @@ async fn credentials(config: &SdkConfig) -> Result<Finding> {
             return Ok(NotOk(format!("none: {e}"), next.to_owned()));
         }
     };
-    // What lies in the environment nobody renews.
+    // Credentials in the environment are not renewed.
     let frozen = env::var("AWS_SESSION_TOKEN").is_ok_and(|token| !token.is_empty());
-    let said = env::var("AWS_CREDENTIAL_EXPIRATION").ok();
-    let said = said.and_then(|text| DateTime::from_str(&text, DateTimeFormat::DateTime).ok());
+    let expiry = env::var("AWS_CREDENTIAL_EXPIRATION").ok();
+    let expiry = expiry.and_then(|text| DateTime::from_str(&text, DateTimeFormat::DateTime).ok());
     let ends = found
         .expiry()
-        .or(said.and_then(|date| SystemTime::try_from(date).ok()));
+        .or(expiry.and_then(|date| SystemTime::try_from(date).ok()));
     Ok(lasting(frozen, ends, SystemTime::now()))
 }
 
-/// Whether credentials last long enough: those in the environment (`frozen`) end, others are renewed by themselves.
+/// Whether credentials last long enough: those in the environment (`frozen`) expire, others are renewed by themselves.
 fn lasting(frozen: bool, ends: Option<SystemTime>, now: SystemTime) -> Finding {
     let next = "use credential_process instead of exporting them (deploy/AWS.md has the three lines): those of \
                 `aws login` last 15 minutes, a first demo takes longer";
@@ -248,7 +248,7 @@ fn list(value: &Value) -> Vec<&str> {
     }
 }
 
-/// Let IAM simulate all that `make policy` prints, for whoever asks.
+/// Let IAM simulate everything that `make policy` prints, for the caller.
 async fn rights(
     iam: &Service<'_>,
     caller: &str,
@@ -263,7 +263,7 @@ async fn rights(
     let statements = policy["Statement"]
         .as_array()
         .context("deployer-policy.json")?;
-    // The local cloud's simulation knows nothing of a call's context, and so no condition is met.
+    // The local cloud's simulation ignores a call's context, so no condition is met.
     let simulated = |s: &&Value| target == Target::Aws || s.get("Condition").is_none();
     let allowed = statements.iter().filter(|s| s["Effect"] == "Allow");
     for statement in allowed.filter(simulated) {
@@ -294,7 +294,7 @@ async fn rights(
     })
 }
 
-/// Whose policies count: a session's are its role's.
+/// The principal whose policies apply: for a session, its role.
 async fn principal(iam: &Service<'_>, caller: &str) -> String {
     let Some((start, session)) = caller.split_once(":assumed-role/") else {
         return caller.to_owned();
@@ -316,7 +316,7 @@ fn simulation(
     resource: &str,
     conditions: &[(String, String)],
 ) -> Call<'static> {
-    // A name that the pattern stands for.
+    // A name that the pattern matches.
     let one = resource.replace('*', "x");
     let mut fields = vec![
         ("PolicySourceArn".to_owned(), principal),

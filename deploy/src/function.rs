@@ -18,7 +18,7 @@ use crate::stack;
 
 /// The alias that everything calls.
 pub const LIVE: &str = "live";
-/// What a version is published from.
+/// The code and settings that a version is published from.
 pub const LATEST: &str = "$LATEST";
 /// How long AWS may take to get a function or a version ready.
 const READY: Duration = Duration::from_secs(120);
@@ -32,12 +32,12 @@ pub struct Code {
 }
 
 impl Code {
-    /// Where it lies in the bucket, never overwritten.
+    /// Its key in the bucket, which is never overwritten.
     pub fn key(&self) -> String {
         format!("code/{}.zip", self.sha256)
     }
 
-    /// Upload it, unless it is there.
+    /// Upload it, if it is not in the bucket.
     pub async fn upload(&self, cloud: &Cloud) -> Result<()> {
         let (s3, bucket, key) = (cloud.s3(), cloud.bucket(), self.key());
         match s3.head_object().bucket(&bucket).key(&key).send().await {
@@ -106,7 +106,7 @@ pub async fn configuration(
         }
         found => {
             Ok(Some(found.with_context(|| {
-                format!("could not look at {name}:{qualifier}")
+                format!("could not read {name}:{qualifier}")
             })?))
         }
     }
@@ -117,7 +117,7 @@ pub async fn live_version(cloud: &Cloud) -> Result<Option<String>> {
     Ok(configuration(cloud, LIVE).await?.and_then(|c| c.version))
 }
 
-/// Whether two versions answer alike: the same code and settings. A description, say, does not count.
+/// Whether two versions have the same code and settings. A description, for example, does not count.
 pub fn same_behaviour(
     a: &GetFunctionConfigurationOutput,
     b: &GetFunctionConfigurationOutput,
@@ -135,8 +135,8 @@ pub fn same_behaviour(
     behaviour(a) == behaviour(b)
 }
 
-/// Publish `$LATEST` as a version, unless `live` answers just like it already. Gives back the version's number, and
-/// whether this call has made it: Lambda gives back its last version where `$LATEST` has not changed since.
+/// Publish `$LATEST` as a version, unless `live` already has the same code and settings. Returns the version's number,
+/// and whether this call has made it: Lambda returns its last version where `$LATEST` has not changed since.
 ///
 /// # Errors
 /// When another deploy has changed the code in the meantime: it wins.
@@ -157,7 +157,7 @@ pub async fn publish(cloud: &Cloud, code: &Code) -> Result<(String, bool)> {
         .set_code_sha256(latest.code_sha256.clone())
         .send()
         .await
-        .context("could not publish a version (is another deploy at work? it wins: try again when it is done)")?;
+        .context("could not publish a version (is another deploy running? it wins: try again when it is done)")?;
     ours(code, published.code_sha256())?;
     let version = published.version.context("the new version has no number")?;
     lambda
@@ -171,8 +171,8 @@ pub async fn publish(cloud: &Cloud, code: &Code) -> Result<(String, bool)> {
     Ok((version, made))
 }
 
-/// `$LATEST`, once it is ready and has the code that the stack asks for. It may not: CloudFormation does
-/// not look at drift: what somebody changed by hand.
+/// `$LATEST`, once it is ready and has the code that the stack defines. It may have other code: CloudFormation does not
+/// check for drift, which is what somebody changed by hand.
 async fn put_right(cloud: &Cloud, code: &Code) -> Result<GetFunctionConfigurationOutput> {
     let latest = ready(cloud).await?;
     let stack = stack::describe(cloud).await?;
@@ -181,7 +181,7 @@ async fn put_right(cloud: &Cloud, code: &Code) -> Result<GetFunctionConfiguratio
         return Ok(latest);
     }
     println!(
-        "the function's code is {:.12}, not what the stack asks for: putting it right",
+        "the function's code is {:.12}, not what the stack defines (drift): correcting it",
         code_sha256(latest.code_sha256())
     );
     cloud
@@ -196,7 +196,7 @@ async fn put_right(cloud: &Cloud, code: &Code) -> Result<GetFunctionConfiguratio
     ready(cloud).await
 }
 
-/// `$LATEST`, when nothing is moving in it any more.
+/// `$LATEST`, once no update of it is in progress.
 async fn ready(cloud: &Cloud) -> Result<GetFunctionConfigurationOutput> {
     let name = cloud.function();
     cloud
@@ -290,7 +290,7 @@ pub async fn move_live(cloud: &Cloud, version: &str) -> Result<()> {
     Ok(())
 }
 
-/// Call one version or alias; a failed invocation is an error that carries the function's own words.
+/// Call one version or alias; a failed invocation is an error with the function's error message.
 pub async fn call(cloud: &Cloud, qualifier: &str, request: &str) -> Result<Value> {
     let name = cloud.function();
     let reply = cloud
@@ -315,7 +315,7 @@ pub async fn call(cloud: &Cloud, qualifier: &str, request: &str) -> Result<Value
         .with_context(|| format!("the answer of {name}:{qualifier} is not JSON"))
 }
 
-/// Which model a version or an alias answers with, and what it asks for.
+/// Which model a version or an alias answers with, and which features it needs.
 ///
 /// # Errors
 /// When it has no model, or is older than models that describe themselves.
@@ -335,11 +335,10 @@ pub async fn describe(cloud: &Cloud, qualifier: &str) -> Result<Description> {
 /// Why the function refuses a request.
 pub fn refusal(answer: &Value) -> Option<&str> {
     let error = answer.get("error")?;
-    Some(error["message"].as_str().unwrap_or("it does not say why"))
+    Some(error["message"].as_str().unwrap_or("no reason given"))
 }
 
-/// Call `live` with `request` and print its answer; without one, with a row in the middle of what its model was
-/// trained on.
+/// Call `live` with `request` and print its answer; without one, with a row in the middle of its model's training data.
 pub async fn invoke(cloud: &Cloud, request: Option<&str>) -> Result<()> {
     let answer = match request {
         Some(request) => {
@@ -362,7 +361,7 @@ async fn any_answer(cloud: &Cloud) -> Result<Value> {
         let request = model.request("hello", &model.middle()).to_string();
         let answer = call(cloud, LIVE, &request).await?;
         if refusal(&answer).is_some() {
-            // A new model may have come between the two calls, and ask for something else.
+            // A new model with other features may have come between the two calls.
             let asked = std::mem::replace(&mut model, describe(cloud, LIVE).await?);
             if asked.model != model.model {
                 continue;

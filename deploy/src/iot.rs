@@ -21,7 +21,7 @@ pub struct NewCertificate {
     pub certificate_id: String,
     /// Its text.
     pub certificate_pem: String,
-    /// Its key, which nobody keeps but the caller.
+    /// Its private key; only the caller keeps it.
     pub key_pair: KeyPair,
 }
 
@@ -45,7 +45,7 @@ pub struct Certificate {
     pub status: String,
 }
 
-/// `None` where the service says that there is no such thing.
+/// `None` where the service reports that there is no such resource.
 fn unless_gone(answer: Result<Value>) -> Result<Option<Value>> {
     match answer {
         Err(e) if is_gone(&e) => Ok(None),
@@ -82,7 +82,7 @@ impl<'a> Iot<'a> {
         Ok(host.context("the account has no IoT endpoint")?.to_owned())
     }
 
-    /// Make a thing, or find that one with the same attributes is there.
+    /// Make a thing, if there is none with the same attributes.
     pub async fn create_thing(&self, thing: &str, attributes: Value) -> Result<()> {
         let body = json!({"attributePayload": {"attributes": attributes}});
         self.send("POST", format!("/things/{}", encode(thing)), body)
@@ -131,7 +131,7 @@ impl<'a> Iot<'a> {
         Ok(ids.map(|(_, id)| id.to_owned()).collect())
     }
 
-    /// All that is in the list `field` of all pages. `path` ends with `?` or `&`.
+    /// The items of the list `field` of all pages. `path` ends with `?` or `&`.
     async fn pages(&self, path: &str, field: &str) -> Result<Vec<Value>> {
         let (mut all, mut next) = (Vec::new(), String::new());
         loop {
@@ -154,7 +154,7 @@ impl<'a> Iot<'a> {
         NewCertificate::deserialize(made).context("the new certificate came without a part of it")
     }
 
-    /// Look at a certificate; `None` when there is no such certificate.
+    /// Read a certificate; `None` when there is no such certificate.
     pub async fn certificate(&self, id: &str) -> Result<Option<Certificate>> {
         let found = self
             .call("GET", format!("/certificates/{}", encode(id)))
@@ -201,13 +201,13 @@ impl<'a> Iot<'a> {
         self.principal("DELETE", thing, arn).await
     }
 
-    /// Give a certificate the rights of a policy.
+    /// Attach a policy to a certificate.
     pub async fn attach_policy(&self, policy: &str, arn: &str) -> Result<()> {
         let path = format!("/target-policies/{}", encode(policy));
         self.send("PUT", path, json!({"target": arn})).await
     }
 
-    /// Take them away again.
+    /// Detach a policy from a certificate.
     pub async fn detach_policy(&self, policy: &str, arn: &str) -> Result<()> {
         let path = format!("/target-policies/{}", encode(policy));
         self.send("POST", path, json!({"target": arn})).await

@@ -3,8 +3,8 @@
 //! The infrastructure is `deploy/template.yaml`, applied through CloudFormation change sets
 //! ([`stack`]). What a template cannot do is here: zip the code ([`package`]), test a version before
 //! `live` moves to it and go back ([`release`], [`check`]), publish a model ([`models`]), make a device's
-//! certificate ([`device`]), ask again what had failed ([`dead_letters`]), do all of that for a whole class ([`class`]), and take
-//! everything away again ([`destroy`]). [`doctor`] asks beforehand whether it would work.
+//! certificate ([`device`]), send failed requests again ([`dead_letters`]), do all of that for a whole class
+//! ([`class`]), and delete everything ([`destroy`]). [`doctor`] checks beforehand whether a deploy would work.
 
 mod check;
 mod class;
@@ -43,7 +43,7 @@ struct Cli {
     /// Which cloud
     #[arg(long, env = "TARGET", default_value = "local", global = true)]
     target: Target,
-    /// Answer yes to every question (needed where nobody can be asked)
+    /// Answer yes to every prompt (needed without a terminal)
     #[arg(long, env = "YES", value_parser = clap::builder::FalseyValueParser::new(), global = true)]
     yes: bool,
     /// The class that the stack is made for
@@ -76,7 +76,7 @@ enum Command {
         #[command(flatten)]
         settings: release::Settings,
     },
-    /// Say what `up` would change, and change nothing; exit 2 when there is something
+    /// Print what `up` would change, and change nothing; exit 2 when there is something
     Plan {
         /// The zip that `package` wrote
         zip: PathBuf,
@@ -94,7 +94,7 @@ enum Command {
     },
     /// List the versions of the code and the models
     Versions,
-    /// Make a device: a certificate of its own, allowed to ask and to hear its own answers
+    /// Make a device: a certificate of its own, allowed to send requests and to receive its own answers
     Device {
         /// Letters, digits, `-` and `_`
         name: device::DeviceName,
@@ -116,11 +116,11 @@ enum Command {
         /// The device
         name: Option<device::DeviceName>,
     },
-    /// Say what is deployed
+    /// Print what is deployed
     Status,
     /// Call `live` and print the answer
     Invoke {
-        /// The request, JSON; without it, a row in the middle of what the model was trained on
+        /// The request, JSON; without it, a row in the middle of the model's training data
         #[arg(env = "REQUEST", value_parser = clap::builder::NonEmptyStringValueParser::new())]
         request: Option<String>,
     },
@@ -129,18 +129,18 @@ enum Command {
         /// How far back, in minutes
         #[arg(long, default_value_t = 60)]
         minutes: u32,
-        /// Go on printing what is added, until Ctrl-C
+        /// Continue with new lines, until Ctrl-C
         #[arg(long, env = "FOLLOW", value_parser = clap::builder::FalseyValueParser::new())]
         follow: bool,
         /// Only the lines about this `request_id`
         #[arg(long)]
         request_id: Option<String>,
     },
-    /// List the questions that failed
+    /// List the requests that failed
     Dlq,
-    /// Ask them again
+    /// Send them again
     Redrive {
-        /// For how many seconds nobody else sees what is asked
+        /// Visibility timeout of the messages, in seconds
         #[arg(long, hide = true, default_value_t = dead_letters::OURS)]
         ours: u16,
     },
@@ -148,15 +148,15 @@ enum Command {
     Policy,
     /// Make the permissions boundary that this policy demands, once for an account
     Boundary,
-    /// Ask the cloud what can be asked without making anything; exit 1 when something is not as it should be
+    /// Check what can be checked without creating anything; exit 1 when a check fails
     Doctor,
-    /// Say what the stack costs, idle and in use
+    /// Print what the stack costs, idle and in use
     Cost {
         /// Price list
         #[arg(long, default_value = "data/prices.json")]
         prices: PathBuf,
     },
-    /// Make a stack with a device for each of a class, and one archive each to hand out
+    /// Make a stack with a device for each member of a class, and an archive for each to hand out
     Class {
         #[command(flatten)]
         class: class::Members,
@@ -168,7 +168,7 @@ enum Command {
         #[command(flatten)]
         class: class::Members,
     },
-    /// Delete everything that carries the stack's name
+    /// Delete everything that has the stack's name
     Destroy {
         /// Folder that holds the devices' credentials, instead of the stack's own
         #[arg(long)]
@@ -190,7 +190,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// `plan` says by its exit code that there is something to do.
+/// The exit code of `plan` when there is something to do.
 const SOMETHING_TO_DO: u8 = 2;
 
 async fn run(cli: Cli) -> Result<ExitCode> {

@@ -1,7 +1,7 @@
-//! The models in the bucket: publish one, see which there were, go back.
+//! The models in the bucket: publish one, list them, roll back.
 //!
-//! A model lies under the SHA-256 of its bytes and is never overwritten; `models/current.json` is a copy of the one in
-//! use. The function finds a new one by itself, so that no code is deployed for it.
+//! A model's key has the SHA-256 of its bytes and is never overwritten; `models/current.json` is a copy of the one in
+//! use. The function loads a new one by itself, without a deploy.
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,9 +22,9 @@ pub const PUBLISH_ONE: &str = "publish one with `make publish MODEL=target/model
 /// How many names are listed before the rest is counted.
 const LISTED: usize = 8;
 
-/// A checked model, and the file that it was read from: written again it might have another SHA-256.
+/// A checked model, and the bytes that it was read from: serialized again, it might have another SHA-256.
 pub struct Published {
-    /// What the function would load.
+    /// The model that the function would load.
     pub model: Model,
     /// The file, byte for byte.
     pub bytes: Vec<u8>,
@@ -73,7 +73,7 @@ async fn object(cloud: &Cloud, key: &str) -> Result<Option<Vec<u8>>> {
 /// Check a model file as the function does, put it into the bucket and make it the current one.
 ///
 /// # Errors
-/// When the function would refuse the file, in its own words; then nothing is uploaded.
+/// When the function would refuse the file, with its message; then nothing is uploaded.
 pub async fn publish(cloud: &Cloud, path: &Path) -> Result<()> {
     let bytes = read_file(path)?;
     let model =
@@ -94,7 +94,7 @@ pub async fn publish(cloud: &Cloud, path: &Path) -> Result<()> {
         "stack {} has no bucket: run `make bucket` first",
         cloud.stack
     );
-    // One that the function refuses is replaced like any other.
+    // A current model that the function refuses is replaced like any other.
     let before = object(cloud, CURRENT_KEY).await?;
     if before.as_ref() == Some(&bytes) && object(cloud, &model.key()).await?.is_some() {
         println!("it is current already");
@@ -102,7 +102,7 @@ pub async fn publish(cloud: &Cloud, path: &Path) -> Result<()> {
         let before = before.and_then(|bytes| Model::from_bytes(&bytes).ok());
         if let Some(before) = before.filter(|before| names(before.file()) != names(file)) {
             println!(
-                "the current model, {:.12}, asks for {}: whoever goes on asking by those is refused",
+                "the current model, {:.12}, asks for {}: requests with those features will be refused",
                 before.sha256(),
                 list(&names(before.file()))
             );
@@ -143,7 +143,7 @@ fn list(names: &[String]) -> String {
     }
 }
 
-/// Put a model under its own name, unless it is there, and make it the current one.
+/// Upload a model under its own name, if it is not there, and make it the current one.
 async fn put(cloud: &Cloud, model: &Model, bytes: Vec<u8>) -> Result<()> {
     let (bucket, key) = (cloud.bucket(), model.key());
     match object(cloud, &key).await? {
@@ -155,7 +155,7 @@ async fn put(cloud: &Cloud, model: &Model, bytes: Vec<u8>) -> Result<()> {
         }
         Some(there) => ensure!(
             there == bytes,
-            "s3://{bucket}/{key} holds other bytes than its name says: delete it, then publish again"
+            "s3://{bucket}/{key} has another SHA-256 than its name: delete it, then publish again"
         ),
     }
     make_current(cloud, &key, model).await
@@ -174,7 +174,7 @@ async fn make_current(cloud: &Cloud, key: &str, model: &Model) -> Result<()> {
         .await
         .with_context(|| format!("could not copy {key} to {CURRENT_KEY}"))?;
     println!(
-        "model {:.12} is current: `live` looks for it within seconds, beside its next answers",
+        "model {:.12} is current: `live` loads it within seconds, during its next calls",
         model.sha256()
     );
     Ok(())
@@ -212,7 +212,7 @@ pub async fn rollback(cloud: &Cloud, to: Option<&str>) -> Result<()> {
         },
     };
     let key = format!("models/{}.json", target.sha256);
-    // Read and checked before anybody is pointed to it.
+    // Read and check it before it becomes current.
     let published = read(cloud, &key).await?;
     let Published { model, .. } =
         published.with_context(|| format!("s3://{}/{key} is gone", cloud.bucket()))?;
@@ -226,7 +226,7 @@ pub struct Entry {
     pub sha256: String,
     /// When it first was current.
     pub first: DateTime,
-    /// How many times before any model became current, when this one last did.
+    /// How many changes of the current model came before its last turn.
     last: usize,
     /// Whether it is.
     pub current: bool,

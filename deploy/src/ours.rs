@@ -1,7 +1,7 @@
-//! What may be deleted or changed: only what carries our tag, on this target, in this account and region.
+//! What may be deleted or changed: only what has our tag, on this target, in this account and region.
 //!
-//! Everything that deletes asks here, with what it has just read again. A stack has the tag as a tag, and hands it on
-//! to its resources; a thing has it as attributes; a folder on this machine has it in a file.
+//! Everything that deletes checks here first, with freshly read data. A stack has the tag as a tag, and passes it on to
+//! its resources; a thing has it as attributes; a folder on this machine has it in a file.
 
 use std::fs;
 use std::path::Path;
@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use crate::cloud::{Cloud, Target};
 
-/// The tag that says which project made something.
+/// The tag with the project that made something.
 pub const PROJECT: (&str, &str) = ("project", "iris-workshop");
-/// The tag that says of which stack it is.
+/// The tag with the stack that it belongs to.
 pub const STACK: &str = "stack";
 
-/// The rule: both tags are there and say that it is ours, and of this stack.
+/// The rule: both tags exist, with this project and this stack.
 fn carries<'v>(cloud: &Cloud, tag: impl Fn(&str) -> Option<&'v str>) -> bool {
     tag(PROJECT.0) == Some(PROJECT.1) && tag(STACK) == Some(&cloud.stack.to_string())
 }
@@ -25,7 +25,7 @@ fn carries<'v>(cloud: &Cloud, tag: impl Fn(&str) -> Option<&'v str>) -> bool {
 /// Refuse a stack that is not ours.
 ///
 /// # Errors
-/// With what to do about it.
+/// With the next step.
 pub fn stack(cloud: &Cloud, stack: &Stack) -> Result<()> {
     let tags = stack.tags();
     let tagged = carries(cloud, |key| {
@@ -56,7 +56,7 @@ pub fn thing(cloud: &Cloud, name: &str, attributes: &Value) -> bool {
     name.starts_with(&format!("{}-", cloud.stack)) && carries(cloud, |key| attributes[key].as_str())
 }
 
-/// What such a thing has for attributes.
+/// The attributes of such a thing.
 pub fn attributes(cloud: &Cloud) -> Value {
     json!({PROJECT.0: PROJECT.1, STACK: cloud.stack.to_string()})
 }
@@ -68,7 +68,7 @@ pub fn bucket(cloud: &Cloud, tags: &[aws_sdk_s3::types::Tag]) -> bool {
     })
 }
 
-/// Whether a file on this machine says that its folder is this stack's, on this target, in this account and region.
+/// Whether a file on this machine marks its folder as this stack's, on this target, in this account and region.
 pub fn file(cloud: &Cloud, file: &Path) -> bool {
     let text = fs::read_to_string(file).unwrap_or_default();
     let found: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -77,7 +77,7 @@ pub fn file(cloud: &Cloud, file: &Path) -> bool {
     found.is_some_and(|found| wanted.all(|(key, value)| found.get(key) == Some(value)))
 }
 
-/// What such a file says.
+/// The contents of such a file.
 pub fn mark(cloud: &Cloud) -> Value {
     let mut mark = attributes(cloud);
     mark["target"] = json!(cloud.target.name());

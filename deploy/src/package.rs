@@ -9,8 +9,8 @@ use iris_fn::model::sha256_hex;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
-/// Zip `bootstrap` for Lambda. Time stamps and mode are fixed, so that the same program always has
-/// the same SHA-256, which is its name in the bucket.
+/// Zip `bootstrap` for Lambda. Timestamps and mode are fixed, so that the same program always has the same SHA-256,
+/// which is its name in the bucket.
 pub fn package(bootstrap: &Path, zip: &Path) -> Result<()> {
     let program = fs::read(bootstrap).with_context(|| {
         format!(
@@ -24,7 +24,7 @@ pub fn package(bootstrap: &Path, zip: &Path) -> Result<()> {
         .last_modified_time(DateTime::default())
         .unix_permissions(0o755);
     fs::create_dir_all(zip.parent().unwrap_or(Path::new(".")))?;
-    // Written beside and renamed: a killed build never leaves half a zip under the real name.
+    // Write to another name, then rename: a killed build never leaves half a zip under the real name.
     let partial = zip.with_extension("partial");
     let mut writer = ZipWriter::new(
         File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?,

@@ -1,8 +1,8 @@
-//! What a person may do who deploys one stack, and the permissions boundary that the stack's roles get.
+//! The permissions of a person who deploys one stack, and the permissions boundary of the stack's roles.
 //!
-//! Whoever deploys writes the roles of their function, hands them to it and may change its code. So the policy demands
-//! the boundary on each role that is written, and gives nobody a right to change the boundary: what a role may do ends
-//! at its own stack (`boundary-policy.json`). The account's owner makes it, once.
+//! Whoever deploys writes the roles of their function, passes them to it and may change its code. So the policy demands
+//! the boundary on each role that is written, and permits nobody to change the boundary: a role's permissions end at its
+//! own stack (`boundary-policy.json`). The account's owner makes the boundary, once.
 
 use anyhow::{Context, Result, ensure};
 use percent_encoding::percent_decode_str;
@@ -28,7 +28,7 @@ pub fn print(cloud: &Cloud) -> Result<()> {
 
 /// The policy with these names in it.
 pub fn fill(stack: &str, account: &str, region: &str) -> Result<Value> {
-    // China and GovCloud have other partitions; nothing here has been thought through for them.
+    // China and GovCloud have other partitions, which this project does not support.
     let text = POLICY
         .replace("<STACK>", stack)
         .replace("<ACCOUNT>", account)
@@ -41,7 +41,7 @@ fn boundary(account: &str) -> Result<Value> {
     serde_json::from_str(&BOUNDARY.replace("<ACCOUNT>", account)).context("boundary-policy.json")
 }
 
-/// What the boundary is called in this account.
+/// The boundary's ARN in this account.
 pub fn boundary_arn(cloud: &Cloud) -> String {
     format!("arn:aws:iam::{}:policy/{BOUNDARY_NAME}", cloud.account)
 }
@@ -60,10 +60,10 @@ fn refused<T>(answer: &Result<T>, reason: &str) -> bool {
     matches!(error, Some(CallError::Refused { code, .. }) if code == reason)
 }
 
-/// What IAM says about the boundary; `None` when there is none.
+/// The boundary as IAM has it; `None` when there is none.
 ///
 /// # Errors
-/// When IAM does not say.
+/// When IAM does not answer.
 pub async fn find_boundary(cloud: &Cloud) -> Result<Option<String>> {
     let call = iam_call("GetPolicy", &[("PolicyArn", &boundary_arn(cloud))]);
     let answer = Service::global(cloud, "iam").call(&call).await;
@@ -73,7 +73,7 @@ pub async fn find_boundary(cloud: &Cloud) -> Result<Option<String>> {
     Ok(Some(answer?.as_str().unwrap_or_default().to_owned()))
 }
 
-/// Before a stack is made with roles in it. Nobody else uses the local cloud: there the boundary is made.
+/// Check for the boundary before a stack with roles is made. In the local cloud, which nobody else uses, make it.
 ///
 /// # Errors
 /// When there is none on AWS.
@@ -92,7 +92,7 @@ pub async fn ensure_boundary(cloud: &Cloud) -> Result<()> {
             Ok(())
         }
     };
-    // Who may not look at it goes on: CloudFormation says when it is not there.
+    // Without the permission to read it, continue: CloudFormation reports when it does not exist.
     if refused(&done, "AccessDenied") {
         Ok(())
     } else {
@@ -100,7 +100,7 @@ pub async fn ensure_boundary(cloud: &Cloud) -> Result<()> {
     }
 }
 
-/// Make the boundary, or bring the one that this project made to its present text.
+/// Make the boundary, or update the one that this project made.
 ///
 /// # Errors
 /// When the policy of this name is somebody else's, or the caller may not make it.
@@ -120,7 +120,7 @@ pub async fn make_boundary(cloud: &Cloud) -> Result<()> {
     Ok(())
 }
 
-/// The same, and in a word what was done.
+/// The same; returns what was done, in a word.
 async fn bring_boundary(cloud: &Cloud, found: Option<String>) -> Result<&'static str> {
     let (iam, arn) = (Service::global(cloud, "iam"), boundary_arn(cloud));
     let wanted = boundary(&cloud.account)?;
@@ -137,7 +137,7 @@ async fn bring_boundary(cloud: &Cloud, found: Option<String>) -> Result<&'static
             ],
         );
         let made = iam.call(&call).await;
-        // Another terminal may have been quicker.
+        // Another terminal may have been faster.
         if !refused(&made, "EntityAlreadyExists") {
             made?;
         }
@@ -155,7 +155,7 @@ async fn bring_boundary(cloud: &Cloud, found: Option<String>) -> Result<&'static
     let mut tags = elements(&found, "Key").zip(elements(&found, "Value"));
     ensure!(
         tags.any(|tag| tag == ours::PROJECT),
-        "policy {arn} says something else and has no tag {}={}: somebody else made it. It is left alone: ask them to \
+        "policy {arn} has another text and no tag {}={}: somebody else made it. It is left alone: ask them to \
          delete it, or take an account that holds nothing else",
         ours::PROJECT.0,
         ours::PROJECT.1

@@ -1,4 +1,4 @@
-//! From a zip to `live`, and back: plan, deploy, roll back, and what there is to choose from.
+//! From a zip to `live`, and back: plan, deploy, roll back, and list the versions.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::models::{self, PUBLISH_ONE};
 use crate::policy;
 use crate::stack::{self, ChangeSet};
 
-/// What `plan` and `up` bring the stack to.
+/// The settings of `plan` and `up`.
 #[derive(Args)]
 pub struct Settings {
     /// Processor that the code was built for
@@ -36,7 +36,7 @@ pub struct Settings {
     /// The budget, in US dollars a month for the whole account
     #[arg(long, env = "BUDGET_DOLLARS", value_parser = clap::value_parser!(u32).range(1..))]
     budget_dollars: Option<u32>,
-    /// ARN of an SNS topic that is told about alarms; without it, as deployed before
+    /// ARN of an SNS topic that alarms notify; without it, as deployed before
     #[arg(long, env = "ALARM_TOPIC")]
     alarm_topic: Option<String>,
     /// How many of the compared rows may get another label than `live` gives them
@@ -99,7 +99,7 @@ fn warning(target: Target, is_new: bool) -> Result<Option<String>> {
 struct Plan {
     code: Code,
     changes: Option<ChangeSet>,
-    /// The template's, but for the one about the checks.
+    /// The template's parameters, except the one about the checks.
     parameters: Vec<(&'static str, String)>,
     /// `$LATEST` or the zip is not what `live` runs.
     new_version: bool,
@@ -198,7 +198,7 @@ async fn print_model(cloud: &Cloud, model: &Model, deployed: bool) {
     }
 }
 
-/// Print what a deploy would do, and do none of it. Gives back whether there is anything to do.
+/// Print what a deploy would do, and change nothing. Returns whether there is anything to do.
 pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool> {
     if let Some(what) = stack::to_repair(cloud).await? {
         println!("{what}\n`make deploy` would do this");
@@ -222,8 +222,7 @@ pub async fn plan(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<bool
 
 /// Deploy a code zip: boundary, bucket, upload, stack, new version, checks, and only then `live`.
 ///
-/// Each step can be done again, and starts from what is there: a deploy that was killed anywhere goes
-/// on with the same command.
+/// Each step is idempotent, and starts from what exists: after a deploy was killed anywhere, the same command continues.
 pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()> {
     let started = Instant::now();
     policy::ensure_boundary(cloud).await?;
@@ -263,13 +262,13 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     if passed.is_ok() {
         passed = check::rule_event(cloud, &version, &model).await;
     }
-    // What `live` answers is the measure only once it was right itself.
+    // Compare with `live` only once it has passed the checks itself.
     if passed.is_ok() && is_new && checked {
         passed = check::shadow(cloud, &version, &model, settings.max_changed).await;
     }
     if let Err(e) = passed {
         if made && is_new {
-            // So that no rollback ever takes it for a version that was good once.
+            // So that no rollback ever takes it for a version that has passed.
             function::discard(cloud, &version).await?;
             let kept = live.as_deref().unwrap_or("none");
             bail!("version {version} is deleted, `live` stays at version {kept}: {e:#}");
@@ -294,7 +293,7 @@ pub async fn deploy(cloud: &Cloud, zip: &Path, settings: &Settings) -> Result<()
     Ok(())
 }
 
-/// What to take back.
+/// What to roll back.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum What {
     /// The version behind `live`

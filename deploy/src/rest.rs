@@ -22,23 +22,23 @@ use serde_json::Value;
 
 use crate::cloud::Cloud;
 
-/// Waiting doubles from the first to the longest.
+/// The wait before a retry doubles from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(20));
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The service said no.
+    /// The service refused it.
     #[error("{code}: {message}")]
     Refused {
         /// HTTP status.
         status: u16,
-        /// The service's name of the error, such as `ResourceNotFoundException`.
+        /// The error's code, such as `ResourceNotFoundException`.
         code: String,
-        /// Its sentence about it.
+        /// The error's message.
         message: String,
     },
-    /// It did not answer.
+    /// The service did not answer.
     #[error("no answer from {0}")]
     NoAnswer(String, #[source] ConnectorError),
 }
@@ -73,7 +73,7 @@ pub struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// `path` is encoded already, by [`encode`], where it holds what is not ours.
+    /// `path` is encoded already, by [`encode`], where a part of it comes from outside.
     pub fn new(method: &'a str, path: impl Into<String>) -> Self {
         let (path, headers) = (path.into(), Vec::new());
         Self {
@@ -85,7 +85,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// A call of IAM's kind: a form to `/`, answered in XML, which [`Service::call`] gives back as text.
+    /// A call as IAM takes it: a form to `/`, answered in XML, which [`Service::call`] returns as text.
     pub fn form(fields: &[(String, String)]) -> Self {
         let fields = fields
             .iter()
@@ -115,12 +115,12 @@ pub fn encode(text: &str) -> impl std::fmt::Display {
 }
 
 impl<'a> Service<'a> {
-    /// The service by the name that it is signed for, which is also that of its host.
+    /// The service with this signing name, which is also that of its host.
     pub fn new(cloud: &'a Cloud, name: &'static str) -> Self {
         Self::of(&cloud.config, &cloud.region, name)
     }
 
-    /// A service that is the same in all regions: it has one host and signs for us-east-1.
+    /// A global service: it has one host and signs for us-east-1.
     pub fn global(cloud: &'a Cloud, name: &'static str) -> Self {
         let mut service = Self::of(&cloud.config, "us-east-1", name);
         if cloud.config.endpoint_url().is_none() {
@@ -129,7 +129,7 @@ impl<'a> Service<'a> {
         service
     }
 
-    /// What time it is there, by the `Date` of whatever it answers to a request that nobody signed.
+    /// The service's time, from the `Date` of its answer to an unsigned request.
     ///
     /// # Errors
     /// When there is no answer or no date in it.
@@ -176,10 +176,10 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Call, again while it fails for a passing reason, and read the JSON of the answer.
+    /// Call, retry transient failures, and read the JSON of the answer.
     ///
     /// # Errors
-    /// [`CallError`], behind whatever context; and when there are no credentials.
+    /// [`CallError`], with context; and when there are no credentials.
     pub async fn call(&self, call: &Call<'_>) -> Result<Value> {
         let attempts = self
             .config
@@ -222,7 +222,7 @@ impl<'a> Service<'a> {
         if status.is_success() {
             return Ok(Ok(answer));
         }
-        // The name may have a namespace before it and a place after it.
+        // The name may have a namespace before it and a suffix after it.
         let code = code
             .or_else(|| answer["__type"].as_str().map(str::to_owned))
             .or_else(|| elements(&text, "Code").next().map(str::to_owned))
@@ -316,7 +316,7 @@ mod tests {
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
 
-    /// A service that gives these answers, one after the other, and then tells what it was asked.
+    /// A service that returns these answers, one after the other, and then the requests that it got.
     fn service(answers: Vec<(&'static str, &'static str)>) -> (SdkConfig, JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let credentials = Credentials::new("AKID", "secret", Some("token".into()), None, "test");

@@ -15,7 +15,7 @@ use crate::cloud::{Cloud, StackName, Target};
 use crate::ours;
 
 const TEMPLATE: &str = include_str!("../template.yaml");
-/// Long enough for the slowest resource on AWS; a wait without an end helps nobody.
+/// Timeout of an operation: long enough for the slowest resource on AWS.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
 
 /// The tag by which `class-destroy` finds a class's stacks.
@@ -42,7 +42,7 @@ async fn look_at(cloud: &Cloud, name: &str) -> Result<Option<Stack>> {
         Ok(found) => Ok(found.stacks.unwrap_or_default().into_iter().next()),
         // CloudFormation has no error code of its own for "there is no such stack".
         Err(e) if e.message().is_some_and(|m| m.contains("does not exist")) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("could not look at stack {}", cloud.stack)),
+        Err(e) => Err(e).with_context(|| format!("could not read stack {}", cloud.stack)),
     }
 }
 
@@ -60,7 +60,7 @@ pub async fn of_class(cloud: &Cloud) -> Result<Vec<StackName>> {
         let gone = stack.stack_status() == Some(&StackStatus::DeleteComplete);
         if class_of(&stack) == Some(&wanted) && !gone {
             let name = stack.stack_name().unwrap_or_default();
-            // One that is not ours by its name has the tag by somebody's mistake.
+            // A stack with the tag and another name was tagged by mistake.
             let name = name.parse::<StackName>().ok();
             let ours = |name: &StackName| ours::stack(&cloud.member(name.clone()), &stack).is_ok();
             names.extend(name.filter(ours));
@@ -93,8 +93,8 @@ pub fn parameter<'s>(stack: &'s Stack, key: &str) -> Option<&'s str> {
         .and_then(|p| p.parameter_value())
 }
 
-/// Make the first stage, unless the stack is there in either stage. What an earlier deploy left behind that no change
-/// set can start from is put right first.
+/// Make the first stage, unless the stack exists in either stage. First repair what an earlier deploy left in a state
+/// that no change set can start from.
 pub async fn ensure_bucket(cloud: &Cloud) -> Result<()> {
     if let State::There(stack) = repaired(cloud).await?
         && let Some(bucket) = output(&stack, "BucketName")
@@ -126,7 +126,7 @@ pub struct ChangeSet {
     stack_id: String,
     /// The stack would be new.
     creates: bool,
-    /// It was made for this change set to hang on.
+    /// The empty stack was created for this change set.
     made_stack: bool,
     changes: Vec<Change>,
 }
@@ -140,7 +140,7 @@ impl ChangeSet {
             State::There(stack) => (Some(stack), false),
             State::Absent { review } => (None, !review),
             State::Unfinished(stack) | State::Stuck(stack) => {
-                bail!("{}: `make deploy` puts it right", condition(&stack))
+                bail!("{}: `make deploy` repairs it", condition(&stack))
             }
         };
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
@@ -197,14 +197,14 @@ impl ChangeSet {
             }
             Ok(None) => set.discard(cloud).await.map(|()| None),
             Err(e) => {
-                // Why it failed is what the reader needs; a failed change set left behind does no harm.
+                // Report the first failure; a failed change set that is left behind does no harm.
                 set.discard(cloud).await.ok();
                 Err(e)
             }
         }
     }
 
-    /// One line a resource.
+    /// Print one line for each resource.
     pub fn print(&self) {
         let verb = if self.creates { "is new, " } else { "" };
         println!("stack     {verb}{}:", count(self.changes.len(), "change"));
@@ -219,7 +219,7 @@ impl ChangeSet {
         }
     }
 
-    /// Make the changes, and wait until all are made or taken back.
+    /// Execute the changes, and wait until all are made or rolled back.
     pub async fn execute(self, cloud: &Cloud) -> Result<()> {
         let (cf, stack) = (client(cloud), cloud.stack.to_string());
         let before = events(&cf, &stack).await?;
@@ -230,12 +230,12 @@ impl ChangeSet {
             .send()
             .await
             .with_context(|| {
-                format!("could not change stack {stack} (is another deploy at work? it wins: try again when it is done)")
+                format!("could not change stack {stack} (is another deploy running? it wins: try again when it is done)")
             })?;
         follow(&cf, &stack, seen, cloud.poll()).await
     }
 
-    /// Leave the stack as it is, and nothing of the change set behind.
+    /// Discard the change set, and leave the stack as it is.
     pub async fn discard(self, cloud: &Cloud) -> Result<()> {
         client(cloud)
             .delete_change_set()
@@ -244,8 +244,8 @@ impl ChangeSet {
             .send()
             .await
             .with_context(|| format!("could not delete change set {}", self.id))?;
-        // A change set that would create a stack has made an empty one to hang on. Another terminal may have
-        // one of its own in it by now, or have made it.
+        // A change set that would create a stack has made an empty one. By now, another terminal may have added its own
+        // change set to it, or may have created it.
         if !self.made_stack {
             return Ok(());
         }
@@ -281,7 +281,7 @@ struct Change {
     action: String,
     resource: String,
     kind: String,
-    /// The properties that differ, and whether the resource is made anew for it.
+    /// The properties that differ, and whether the resource is replaced.
     what: String,
 }
 
@@ -325,7 +325,7 @@ async fn ready(
             .send()
             .await
             .with_context(|| {
-                format!("could not look at change set {change_set} (did another deploy just finish? it wins: try again)")
+                format!("could not read change set {change_set} (did another deploy just finish? it wins: try again)")
             })?;
         match set.status() {
             Some(ChangeSetStatus::CreateComplete) => {
@@ -340,7 +340,7 @@ async fn ready(
                 {
                     return Ok(None);
                 }
-                // What failed in it, where CloudFormation has looked at the resources beforehand.
+                // The failed resources, where CloudFormation has validated them beforehand.
                 let id = set.change_set_id().unwrap_or(change_set);
                 let found = cf.describe_events().change_set_name(id).send().await;
                 let details = found.map(|found| failures(stack, found.operation_events()));
@@ -370,7 +370,7 @@ fn failures(stack: &str, events: &[OperationEvent]) -> String {
     events.iter().filter_map(line).collect()
 }
 
-/// The next step where something of this stack's name is there without the stack.
+/// The next step where something of this stack's name exists without the stack.
 fn in_the_way(stack: &str, why: &str) -> Option<String> {
     why.contains("already exists").then(|| {
         format!(
@@ -402,10 +402,10 @@ async fn events(cf: &Client, stack: &str) -> Result<Vec<Event>> {
     Ok(found.stack_events().iter().rev().map(event).collect())
 }
 
-/// Print the stack's events, but for those `seen` before, until one says that the stack itself is done.
+/// Print the stack's events, except those `seen` before, until one reports that the stack itself is done.
 ///
-/// The events are asked, not the stack: right after a change set is executed the stack may still
-/// show the state before.
+/// It polls the events, not the stack: right after a change set is executed, the stack may still show its previous
+/// state.
 async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Duration) -> Result<()> {
     let started = Instant::now();
     let mut failure: Option<String> = None;
@@ -439,9 +439,9 @@ async fn follow(cf: &Client, stack: &str, mut seen: HashSet<String>, poll: Durat
                             why = found.unwrap_or(why).trim_start_matches("; ").to_owned();
                         }
                         let next = match s {
-                            "UPDATE_ROLLBACK_COMPLETE" => " (all is as it was before)",
+                            "UPDATE_ROLLBACK_COMPLETE" => " (everything is as it was before)",
                             "UPDATE_ROLLBACK_FAILED" => {
-                                ": clear what stands in the way, then `make deploy` continues the roll-back"
+                                ": clear what stands in the way, then `make deploy` continues the rollback"
                             }
                             _ => ": `make deploy` deletes what is left, and tries again",
                         };
@@ -468,11 +468,11 @@ enum State {
     There(Stack),
     /// Its first creation failed: it can only be deleted.
     Unfinished(Stack),
-    /// An update failed, and taking it back failed too: taking back can be continued.
+    /// An update failed, and its rollback failed too: the rollback can be continued.
     Stuck(Stack),
 }
 
-/// The stack when nothing is moving in it any more. Nothing is changed.
+/// The stack once no operation is in progress. Changes nothing.
 ///
 /// # Errors
 /// When it is not ours, or in a state that needs a person: with the next step.
@@ -513,10 +513,10 @@ fn condition(stack: &Stack) -> String {
     format!("stack {name} is in {status}")
 }
 
-/// The stack when nothing is moving in it any more, or the end of our patience.
+/// The stack once no operation is in progress, or an error after the timeout.
 async fn quiet(cloud: &Cloud) -> Result<Option<Stack>> {
     let started = Instant::now();
-    let mut told = None;
+    let mut reported = None;
     loop {
         let Some(stack) = describe(cloud).await? else {
             return Ok(None);
@@ -530,27 +530,27 @@ async fn quiet(cloud: &Cloud) -> Result<Option<Stack>> {
             "{} for {DEADLINE:?} already: `make status` and the CloudFormation console say what it waits for; then try again",
             condition(&stack)
         );
-        if told.as_ref() != Some(&status) {
+        if reported.as_ref() != Some(&status) {
             println!(
                 "{}: waiting for it, {} minutes at most",
                 condition(&stack),
                 DEADLINE.as_secs() / 60
             );
-            told = Some(status);
+            reported = Some(status);
         }
         tokio::time::sleep(cloud.poll()).await;
     }
 }
 
-/// What a deploy would have to put right in the stack before it can begin.
+/// What a deploy has to repair in the stack before it can begin.
 pub async fn to_repair(cloud: &Cloud) -> Result<Option<String>> {
     Ok(match state(cloud).await? {
         State::Absent { .. } | State::There(_) => None,
         State::Unfinished(stack) => {
-            Some(unfinished(cloud, &stack).await? + "would be deleted and made anew")
+            Some(unfinished(cloud, &stack).await? + "would be deleted and created again")
         }
         State::Stuck(stack) => {
-            Some(stuck(cloud, &stack).await? + "its roll-back would be continued")
+            Some(stuck(cloud, &stack).await? + "its rollback would be continued")
         }
     })
 }
@@ -563,17 +563,17 @@ async fn unfinished(cloud: &Cloud, stack: &Stack) -> Result<String> {
 async fn stuck(cloud: &Cloud, stack: &Stack) -> Result<String> {
     let why = causes(cloud, stack, "UPDATE").await?;
     Ok(format!(
-        "{}: an update could not be taken back{why}; ",
+        "{}: an update could not be rolled back{why}; ",
         condition(stack)
     ))
 }
 
-/// Put right what an earlier deploy left behind, after a question.
+/// Repair what an earlier deploy left behind, after a prompt.
 async fn repaired(cloud: &Cloud) -> Result<State> {
     match state(cloud).await? {
         State::Unfinished(stack) => {
             println!(
-                "{}it is deleted and made anew",
+                "{}it is deleted and created again",
                 unfinished(cloud, &stack).await?
             );
             cloud.confirm(&format!("Delete what is left of stack {}", cloud.stack))?;
@@ -588,12 +588,12 @@ async fn repaired(cloud: &Cloud) -> Result<State> {
             Ok(State::Absent { review: false })
         }
         State::Stuck(stack) => {
-            println!("{}its roll-back is continued", stuck(cloud, &stack).await?);
-            cloud.confirm(&format!("Continue the roll-back of stack {}", cloud.stack))?;
+            println!("{}its rollback continues", stuck(cloud, &stack).await?);
+            cloud.confirm(&format!("Continue the rollback of stack {}", cloud.stack))?;
             let id = stack.stack_id().unwrap_or_default();
             let continued = client(cloud).continue_update_rollback().stack_name(id);
             continued.send().await.with_context(|| {
-                format!("could not continue the roll-back of stack {}", cloud.stack)
+                format!("could not continue the rollback of stack {}", cloud.stack)
             })?;
             match state(cloud).await? {
                 State::Stuck(stack) => bail!(
@@ -627,7 +627,7 @@ async fn failures_since_begin(
 ) -> Result<Vec<(String, String)>> {
     let events = events(&client(cloud), stack.stack_id().unwrap_or_default()).await?;
     let name = cloud.stack.to_string();
-    // A failed creation is followed by its roll-back: what failed is in the creation.
+    // A failed creation is followed by its rollback: the failed resources are in the creation.
     let begins = |event: &Event| {
         event.resource == name
             && event.state.ends_with("_IN_PROGRESS")
@@ -646,7 +646,7 @@ async fn failures_since_begin(
     Ok(found)
 }
 
-/// The change sets that hang on a stack.
+/// The change sets of a stack.
 async fn change_sets(cloud: &Cloud, stack: &Stack) -> Result<Vec<String>> {
     let mut pages = client(cloud)
         .list_change_sets()
@@ -676,7 +676,7 @@ pub async fn to_delete(cloud: &Cloud) -> Result<Option<Stack>> {
     Ok(Some(stack))
 }
 
-/// Refuse a stack that is not ours. One that was never made has no tags yet, but its change sets say what it would get.
+/// Refuse a stack that is not ours. One that was never created has no tags yet, but its change sets have them.
 async fn deletable(cloud: &Cloud, stack: &Stack) -> Result<()> {
     if stack.stack_status() != Some(&StackStatus::ReviewInProgress) {
         return ours::stack(cloud, stack);
@@ -684,7 +684,7 @@ async fn deletable(cloud: &Cloud, stack: &Stack) -> Result<()> {
     for id in change_sets(cloud, stack).await? {
         let set = client(cloud).describe_change_set().change_set_name(&id);
         let set = set.send().await;
-        let set = set.with_context(|| format!("could not look at change set {id}"))?;
+        let set = set.with_context(|| format!("could not read change set {id}"))?;
         let tags = Some(set.tags().to_vec());
         ours::stack(
             cloud,
@@ -697,11 +697,11 @@ async fn deletable(cloud: &Cloud, stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// How long AWS may hold on to a device policy after it was detached: up to five minutes, and as long a
-/// stack that has it cannot be deleted
+/// How long AWS may keep a device policy in use after it was detached: up to five minutes, in which its stack cannot be
+/// deleted
 /// (<https://docs.aws.amazon.com/iot/latest/apireference/API_DeletePolicy.html>).
 const LET_GO: Duration = Duration::from_secs(420);
-/// The resource that AWS holds on to.
+/// The resource that AWS keeps in use.
 const HELD: &str = "DevicePolicy";
 
 /// Delete this very stack, not another of its name, and wait until it is gone.
@@ -740,12 +740,12 @@ pub async fn delete(cloud: &Cloud, stack: &Stack) -> Result<()> {
             only_held && started.elapsed() < LET_GO,
             "stack {name} could not be deleted ({reason}): clear that, then run `make destroy` again"
         );
-        println!("AWS has not let go of all that is in {name} yet ({reason}): trying again");
+        println!("AWS still uses resources of {name} ({reason}): trying again");
         tokio::time::sleep(LET_GO / 20).await;
     }
 }
 
-/// Wait until the stack is gone, or for what is left when it could not be deleted.
+/// Wait until the stack is deleted; returns what is left when it could not be.
 async fn deleted(cloud: &Cloud, id: &str) -> Result<Option<Stack>> {
     let started = Instant::now();
     while let Some(stack) = look_at(cloud, id).await? {

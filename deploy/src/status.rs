@@ -13,7 +13,7 @@ use crate::models::{self, PUBLISH_ONE};
 use crate::rest::{Call, Service};
 use crate::{destroy, stack};
 
-/// Print what stands in the cloud, and the next step where something is missing.
+/// Print what is deployed, and the next step where something is missing.
 pub async fn status(cloud: &Cloud) -> Result<()> {
     let target = match cloud.target {
         Target::Local => format!("local, {}", cloud.config.endpoint_url().unwrap_or("?")),
@@ -95,13 +95,13 @@ pub async fn status(cloud: &Cloud) -> Result<()> {
     Ok(())
 }
 
-/// How often a followed log is asked for more: CloudWatch allows an account 10 such calls a second.
+/// How often to poll a followed log: CloudWatch allows an account 10 such calls a second.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
-/// How far back a followed log is asked again: lines may arrive late and out of order.
+/// How far back each poll of a followed log reads: lines may arrive late and out of order.
 const LATE: Duration = Duration::from_secs(30);
 
-/// Print the function's log of the last `minutes`, oldest first, one line an event; with `follow`,
-/// what is added, for good; with `request_id`, only what is about that request.
+/// Print the function's log of the last `minutes`, oldest first, one line for each event; with `follow`, continue with
+/// new lines; with `request_id`, only the lines about that request.
 pub async fn logs(
     cloud: &Cloud,
     minutes: u32,
@@ -121,7 +121,7 @@ pub async fn logs(
         let next = milliseconds(SystemTime::now() - LATE)?;
         let mut wanted = json!({"logGroupName": group, "startTime": since});
         if let Some(id) = request_id {
-            // A quoted text is looked for anywhere in the line.
+            // A quoted text matches anywhere in the line.
             wanted["filterPattern"] = json!(format!("{id:?}"));
         }
         loop {
@@ -138,7 +138,7 @@ pub async fn logs(
                 if !is_about(message, request_id) {
                     continue;
                 }
-                // The local cloud gives its events no id.
+                // The local cloud's events have no id.
                 let id = event["eventId"]
                     .as_str()
                     .map(str::to_owned)
@@ -172,7 +172,7 @@ pub async fn logs(
     Ok(())
 }
 
-/// Whether a line is wanted: `id` may also stand in another field.
+/// Whether a line is about this request: `id` may also appear in another field.
 fn is_about(message: &str, request_id: Option<&str>) -> bool {
     let Some(wanted) = request_id else {
         return true;
@@ -186,7 +186,7 @@ fn readable(message: &str) -> String {
     let Ok(Value::Object(mut fields)) = serde_json::from_str(message) else {
         return message.to_owned();
     };
-    // When, and what tells CloudWatch which of the rest are metrics.
+    // The time, and the metadata by which CloudWatch finds the metrics.
     fields.remove("timestamp");
     fields.remove("_aws");
     let mut take = |key: &str| {

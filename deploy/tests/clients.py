@@ -84,7 +84,7 @@ def iris():
 ROW, LABEL = dict(zip(NAMES, iris()[0][0])), iris()[0][1]
 
 
-def question(**changes):
+def request(**changes):
     return json.dumps({"request_id": "r", **ROW, **changes}).encode()
 
 
@@ -250,19 +250,19 @@ class Device:
     def send(self, payload):
         self.client.publish(f"{self.stack}/request/{self.id}", payload, qos=1)
 
-    def ask(self, questions, window=8):
-        """{request_id: answer}, with few questions under way at a time. MQTT and Lambda may both lose one: when
-        nothing comes for 3 s, all that are open are asked again by the same request_id."""
-        left, asked, answers, patience = deque(questions), {}, {}, 4
+    def ask(self, requests, window=8):
+        """{request_id: answer}, with few requests pending at a time. MQTT and Lambda may both lose one: when
+        nothing comes for 3 s, all pending ones are sent again under the same request_id."""
+        left, asked, answers, patience = deque(requests), {}, {}, 4
         while left or asked:
             while left and len(asked) < window:
-                question = left.popleft()
-                asked[question["request_id"]] = json.dumps(question)
-                self.send(asked[question["request_id"]])
+                request = left.popleft()
+                asked[request["request_id"]] = json.dumps(request)
+                self.send(asked[request["request_id"]])
             try:
                 answer = self.inbox.get(timeout=3)
                 answers[answer["request_id"]] = answer
-                asked.pop(answer["request_id"], None)  # None: answered twice, as it was asked twice
+                asked.pop(answer["request_id"], None)  # None: answered twice, because it was sent twice
             except queue.Empty:
                 patience -= 1
                 assert patience, f"no answer to {list(asked)}"

@@ -356,7 +356,7 @@ def test_a_first_creation_that_failed_is_deleted_by_deploy_and_only_told_by_plan
     aws.event(stack, "del", "ROLLBACK_IN_PROGRESS")
     code, said = deployer("plan", ZIP)
     assert code == 2 and f"stack del is in {state}: its creation failed; Bucket: it exists already" in said
-    assert "would be deleted and made anew" in said and aws.calls == []
+    assert "would be deleted and created again" in said and aws.calls == []
     code, said = deployer("up", ZIP, target="aws")
     assert code == 1 and "Delete what is left of stack del" in said and aws.calls == []  # nobody said yes
     code, said = deployer("up", ZIP)
@@ -371,7 +371,7 @@ def test_an_update_that_could_not_be_taken_back_is_continued_and_nothing_is_dele
     aws.event(stack, "del", "UPDATE_ROLLBACK_IN_PROGRESS")
     aws.event(stack, "Function", "UPDATE_FAILED", "its code is gone")
     code, said = deployer("plan", ZIP)
-    assert code == 2 and "Function: its code is gone; its roll-back would be continued" in said and aws.calls == []
+    assert code == 2 and "Function: its code is gone; its rollback would be continued" in said and aws.calls == []
     aws.continue_fails = "Function", "UPDATE_FAILED", "still gone"
     code, said = deployer("up", ZIP)
     assert code == 1 and "Function: still gone" in said and "`make deploy` continues again" in said
@@ -632,7 +632,7 @@ def test_ctrl_c_between_two_devices_stops_and_the_same_command_goes_on(aws, depl
     making.send_signal(signal.SIGINT)
     _, said = making.communicate(timeout=20)
     made = len(aws.things)
-    assert making.returncode == 1 and f"stopped after {made} of 1000 devices: the same command goes on" in said
+    assert making.returncode == 1 and f"stopped after {made} of 1000 devices: the same command continues" in said
     assert 3 <= made < 900 and all(each["policies"] and each["things"] for each in aws.certificates.values())
     code, said = deployer("device", "load", "--count", made + 2, "--dir", deployer.devices)
     assert code == 0 and f"{made + 2} devices, 2 of them new" in said
@@ -641,11 +641,11 @@ def test_ctrl_c_between_two_devices_stops_and_the_same_command_goes_on(aws, depl
 # --- dead letters -----------------------------------------------------------
 
 
-def test_a_dead_letter_is_nobody_elses_as_long_as_it_is_asked_again(aws, deployer):
+def test_a_dead_letter_is_hidden_from_others_while_it_is_sent_again(aws, deployer):
     """Ten calls together take longer than SQS was asked to hide them for."""
     aws.stack("CREATE_COMPLETE")["outputs"] = {"DeadLettersUrl": f"{aws.url}/1/del-dead-letters"}
     aws.letters, aws.call_takes = {f"m{n}": 0 for n in range(10)}, 0.5
     code, said = deployer("redrive", "--ours", 4)
-    assert code == 0 and "10 dead letters asked again and answered" in said and not aws.letters, said
+    assert code == 0 and "10 dead letters sent again and answered" in said and not aws.letters, said
     assert [id for id, _ in aws.asked] == [f"m{n}" for n in range(10)]
     assert min(left for _, left in aws.asked) > 1  # the most that a call may take

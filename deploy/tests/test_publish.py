@@ -108,7 +108,7 @@ def test_a_publish_that_was_broken_off_is_completed(cloud, publish):
         before = objects(cloud)
         storage.delete_object(Bucket=BUCKET, Key=missing)
         code, out, err = publish(FRUIT)
-        assert code == 0 and "is current: `live` looks for it" in out, err
+        assert code == 0 and "is current: `live` loads it" in out, err
         assert cloud.current() == storage.get_object(Bucket=BUCKET, Key=name)["Body"].read() == FRUIT
         assert objects(cloud)[missing] == before[missing] + 1
 
@@ -117,7 +117,7 @@ def test_an_object_that_is_not_what_its_name_says_is_not_made_current(cloud, pub
     name = f"models/{sha256(WEATHER)}.json"
     cloud.client("s3").put_object(Bucket=BUCKET, Key=name, Body=FRUIT)
     code, _, err = publish(WEATHER)
-    assert code != 0 and f"{name} holds other bytes than its name says" in err
+    assert code != 0 and f"{name} has another SHA-256 than its name" in err
     assert cloud.current() == FRUIT
     cloud.client("s3").delete_object(Bucket=BUCKET, Key=name)
 
@@ -235,7 +235,7 @@ def test_code_is_compared_on_one_model_also_when_live_still_has_another(deployed
         assert publish(model)[0] == 0
         out = deployed.must("deploy", ZIP=next(patient))
         assert said in out
-        assert "beside `live`: 0 of 600 rows get another label, probabilities differ by up to 0.0e0" in out
+        assert "compared with `live`: 0 of 600 rows get another label, probabilities differ by up to 0.0e0" in out
         assert described(deployed)["model"] == sha256(model)
         before = model
 
@@ -251,7 +251,7 @@ def test_a_model_of_the_largest_size_is_published_deployed_and_compared(deployed
     assert code == 0 and "and 248 more" in out, err
     began = time.monotonic()
     out = deployed.must("deploy", ZIP=builds[1])
-    assert "answers all 3 golden rows" in out and "beside `live`: 0 of " in out
+    assert "answers all 3 golden rows" in out and "compared with `live`: 0 of " in out
     assert time.monotonic() - began < 120
     assert json.loads(deployed.must("invoke"))["t"] in names
     assert f"stack     {STACK}: no changes" in deployed.must("deploy", ZIP=builds[1])

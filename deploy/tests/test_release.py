@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ClientError
-from clients import FUNCTION, LABEL, ROW, STACK, TARGET, ZIP, Cloud, iris, question, sha256, size, zipped
+from clients import FUNCTION, LABEL, ROW, STACK, TARGET, ZIP, Cloud, iris, request, sha256, size, zipped
 from test_local import wait_for
 
 LIAR = '''#!{python} -I
@@ -94,8 +94,8 @@ class Load:
     def __init__(self, cloud, callers=3):
         self.cloud, self.bad, self.over = cloud, [], threading.Event()
         self.asked, self.total = itertools.count(1), 0
-        questions = [question(**dict(zip(ROW, x))) for x, _ in iris()[::10]]
-        self.truth = {asked: self.ask(cloud.client("lambda"), asked) for asked in questions}  # before anything moves
+        requests = [request(**dict(zip(ROW, x))) for x, _ in iris()[::10]]
+        self.truth = {asked: self.ask(cloud.client("lambda"), asked) for asked in requests}  # before anything moves
         self.pool = ThreadPoolExecutor(callers)
         for _ in range(callers):
             self.pool.submit(self.run)
@@ -106,9 +106,9 @@ class Load:
         return answer.get(TARGET), answer.get("probabilities")
 
     def run(self):
-        client, questions = self.cloud.client("lambda"), itertools.cycle(self.truth)
+        client, requests = self.cloud.client("lambda"), itertools.cycle(self.truth)
         while not self.over.is_set():
-            asked = next(questions)
+            asked = next(requests)
             try:
                 answer = self.ask(client, asked)
                 if answer != self.truth[asked]:
@@ -144,7 +144,7 @@ def test_deploy_twice_plan_status_rollback_in_a_row(cloud, builds):
     assert "live is version" in cloud.must("status")
 
     assert "live moved" in cloud.must("rollback")
-    reply = cloud.client("lambda").invoke(FunctionName=FUNCTION, Qualifier="live", Payload=question())
+    reply = cloud.client("lambda").invoke(FunctionName=FUNCTION, Qualifier="live", Payload=request())
     assert reply["ExecutedVersion"] == before[0] and code_behind(cloud) == hash_of(builds[0])
     assert "live moved" in cloud.must("rollback", TO=deployed[0])
     assert cloud.must("plan", ZIP=builds[1]).endswith("nothing to do\n")
@@ -172,13 +172,13 @@ def test_a_model_goes_back_too_and_again_to_where_it_was(cloud, model):
     try:
         assert sha256(model)[:12] in cloud.must("rollback", WHAT="model")
         assert cloud.current() == model
-        wait_for(lambda: cloud.invoke(question())["model"] == sha256(model), 20)
+        wait_for(lambda: cloud.invoke(request())["model"] == sha256(model), 20)
         cloud.must("rollback", WHAT="model", TO=sha256(softer)[:8])
         assert cloud.current() == softer
         assert f"current  {sha256(softer)[:12]}" in cloud.must("versions")
     finally:
         cloud.publish(model)
-        wait_for(lambda: cloud.invoke(question())["model"] == sha256(model), 20)
+        wait_for(lambda: cloud.invoke(request())["model"] == sha256(model), 20)
 
 
 def test_keep_warm_is_a_schedule_that_can_be_turned_off_again(cloud, builds):
@@ -259,7 +259,7 @@ def test_a_failed_check_deletes_only_a_version_that_this_deploy_has_made(cloud, 
         assert good in [each["Version"] for each in versions] and cloud.alias()[0] == before
     finally:
         cloud.publish(model)
-        wait_for(lambda: cloud.invoke(question())["model"] == sha256(model), 20)
+        wait_for(lambda: cloud.invoke(request())["model"] == sha256(model), 20)
     cloud.must("rollback", TO=good)  # it is there, and still good
     cloud.must("deploy", ZIP=builds[0])
 
@@ -311,7 +311,7 @@ def test_two_deploys_at_once_one_wins_and_the_other_says_so(cloud, builds):
             ), out
         winners = [hash_of(build) for build, code in zip(builds, codes) if code == 0]
         assert code_behind(cloud) in winners
-        assert cloud.invoke(question())[TARGET] == LABEL
+        assert cloud.invoke(request())[TARGET] == LABEL
 
 
 def test_the_rule_calls_nothing_until_the_first_version_has_passed(cloud, builds, model, tmp_path):
@@ -352,7 +352,7 @@ def test_a_deploy_that_is_killed_goes_on_with_the_same_command(cloud, builds, mo
         out, _ = again.communicate(timeout=120)
         assert again.returncode == 0, out
         assert code_behind(cloud) == hash_of(build)
-        assert cloud.invoke(question())[TARGET] == LABEL
+        assert cloud.invoke(request())[TARGET] == LABEL
     assert broken_off >= attempts / 2
     assert rule(cloud) is False
     sets = cloud.client("cloudformation").list_change_sets(StackName=STACK)["Summaries"]

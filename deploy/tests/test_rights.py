@@ -18,7 +18,7 @@ from botocore import xform_name
 from botocore.exceptions import ClientError
 from clients import (
     ACCOUNT, BUCKET, DEPLOY, FUNCTION, LABEL, REGION, ROOT, ROW, STACK, TARGET, ZIP, Cloud, Device, deployed_cloud, iris,
-    question, run, sha256, size, zipped,
+    request, run, sha256, size, zipped,
 )  # fmt: skip
 from recorder import Recorder
 from recorder import model as recorder_model
@@ -288,7 +288,7 @@ NOT_A_PERSONS = {
     "cloudformation:DescribeStacks": "on all stacks for who makes or deletes a class (deploy/README.md)",
 }
 NEVER_USED_HERE = {
-    "cloudformation:ContinueUpdateRollback": "only after a roll-back that failed, which the local cloud cannot make",
+    "cloudformation:ContinueUpdateRollback": "only after a rollback that failed, which the local cloud cannot make",
     "cloudformation:DescribeEvents": "only after a change set that AWS found wrong beforehand",
     "lambda:ListTags": "GetFunction, which CloudFormation's handlers call, gives the tags only with it",
 }
@@ -368,7 +368,7 @@ def recorded(cloud, model, tmp_path_factory):
         deploy(["plan", changed], ["up", changed, *keep_warm], ["up", changed], ["rollback"], ["rollback", "--what", "model"])
         deploy(["device", "lily", *devices], ["device", "load", "--count", "2", *devices], ["device", "lily", *devices])
         queue = cloud.client("sqs").get_queue_url(QueueName=f"{RECORDED}-dead-letters")["QueueUrl"]
-        event = {"payload": base64.b64encode(question()).decode(), "client_id": f"{RECORDED}-lily"}
+        event = {"payload": base64.b64encode(request()).decode(), "client_id": f"{RECORDED}-lily"}
         cloud.client("sqs").send_message(QueueUrl=queue, MessageBody=json.dumps({"requestPayload": event}))
         deploy(["status"], ["invoke"], ["logs"], ["versions"], ["dlq"], ["redrive"])
         deploy(["class", *members, ZIP], ["class-destroy", *members], ["destroy", *devices])
@@ -438,7 +438,7 @@ def test_a_class_answers_its_own_devices_only_and_goes_together(cloud, model, tm
     functions = [each["FunctionName"] for each in cloud.client("lambda").list_functions()["Functions"]]
     assert functions == [FUNCTION]  # the class's own stack is not of the class
     assert [each for each in cloud.client("iot").list_things()["things"] if each["thingName"].endswith("-notebook")] == []
-    assert cloud.invoke(question())[TARGET] == LABEL
+    assert cloud.invoke(request())[TARGET] == LABEL
 
 
 def test_a_class_does_not_take_over_a_stack_that_is_there(cloud):

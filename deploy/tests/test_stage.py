@@ -70,7 +70,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_setting_that_leads_elsewhere_is_named(cloud, name):
     code, _, err = cloud.make("status", **{name: ELSEWHERE[name]})
-    assert code == 1 and "TARGET=local, but" in err and "would be asked at" in err
+    assert code == 1 and "TARGET=local, but" in err and "would go to" in err
 
 
 def test_so_is_one_of_the_aws_profile(cloud, tmp_path):

@@ -190,7 +190,7 @@ def test_logs_end_and_dead_letters_are_encrypted(template):
     assert template["Resources"]["DeadLetters"]["Properties"]["SqsManagedSseEnabled"] is True
 
 
-def test_a_failed_question_is_not_asked_again_when_nobody_waits_for_it(template):
+def test_a_failed_call_is_not_retried_when_nobody_waits_for_it(template):
     """The client gives up after 15 s. AWS's retries come after one minute and two."""
     retries = template["Resources"]["Retries"]["Properties"]
     assert (retries["MaximumRetryAttempts"], retries["MaximumEventAgeInSeconds"]) == (0, 60)
@@ -233,7 +233,7 @@ def test_a_device_is_bound_to_its_own_name(template):
     policy = list(statements(template["Resources"]["DevicePolicy"]))
     assert [each["Action"] for each in policy] == ["iot:Connect", "iot:Publish", "iot:Subscribe", "iot:Receive"]
     request, response = "${AWS::StackName}/request", "${AWS::StackName}/response"
-    ingest = f"topic/$aws/rules/${{AWS::StackName}}_rule/{request}"  # the same question, past the broker
+    ingest = f"topic/$aws/rules/${{AWS::StackName}}_rule/{request}"  # the same request, past the broker
     places = [["client"], [f"topic/{request}", ingest], [f"topicfilter/{response}"], [f"topic/{response}"]]
     for statement, wanted in zip(policy, places, strict=True):
         resources = statement["Resource"]

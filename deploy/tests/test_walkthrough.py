@@ -25,7 +25,7 @@ import pytest
 from botocore.exceptions import ClientError
 from clients import (
     ACCOUNT, BUCKET, DEPLOY, DEVICES, FUNCTION, LABEL, NAMES, REFERENCE, REGION, ROOT, ROW, STACK, TARGET, Cloud, expected,
-    iris, probabilities, question, run, sha256,
+    iris, probabilities, request, run, sha256,
 )  # fmt: skip
 from test_local import alive, free_ports, wait_for
 
@@ -167,7 +167,7 @@ def test_a_damaged_model_is_not_deployed_and_live_keeps_the_good_one(cloud, mode
         assert code != 0
         assert f"s3://{BUCKET}/models/current.json is refused: " in err and reason in err
         assert cloud.alias() == live
-        assert cloud.invoke(question())["model"] == sha256(model)
+        assert cloud.invoke(request())["model"] == sha256(model)
     finally:
         cloud.publish(model)
 
@@ -201,7 +201,7 @@ def test_a_cloud_that_is_down_is_named_with_the_way_out():
 
 
 def test_a_direct_call_is_answered_with_every_field_of_the_contract(cloud, model):
-    answer = cloud.invoke(question())
+    answer = cloud.invoke(request())
     assert set(answer) == set(f"request_id {TARGET} probabilities in_distribution model cold_start handler_us".split())
     assert (answer["request_id"], answer[TARGET], answer["in_distribution"]) == ("r", LABEL, True)
     assert answer["model"] == sha256(model)
@@ -255,19 +255,19 @@ LAST = NAMES[-1]
 REFUSALS = {
     "empty": (b"", "malformed_json", None),
     "not UTF-8": (b'{"request_id": "r", "x": "\xff"}', "malformed_json", "r"),
-    "half a request": (question()[:40], "malformed_json", "r"),
+    "half a request": (request()[:40], "malformed_json", "r"),
     "a list": (b"[5.1, 3.5, 1.4, 0.2]", "malformed_json", None),
     "deep": (b"[" * 200, "malformed_json", None),
-    "NaN": (question(**{LAST: math.nan}), "malformed_json", "r"),
-    "request_id a number": (question(request_id=7), "malformed_json", 7),
+    "NaN": (request(**{LAST: math.nan}), "malformed_json", "r"),
+    "request_id a number": (request(request_id=7), "malformed_json", 7),
     "no request_id": (json.dumps(ROW).encode(), "missing_field", None),
     "a warm-up": (b'{"warmup": true}', "missing_field", None),
-    "a field missing": (question().replace(LAST.encode(), b"other"), "missing_field", "r"),
+    "a field missing": (request().replace(LAST.encode(), b"other"), "missing_field", "r"),
     "a field missing in a list": (b'{"request_id": "r", "instances": [{}]}', "missing_field", "r"),
-    "a string": (question(**{LAST: "0.2"}), "not_a_number", "r"),
-    "1e308": (question(**{LAST: 1e308}), "out_of_range", "r"),
-    "negative": (question(**{LAST: -0.1}), "out_of_range", "r"),
-    "instances and fields": (question(instances=[ROW]), "malformed_json", "r"),
+    "a string": (request(**{LAST: "0.2"}), "not_a_number", "r"),
+    "1e308": (request(**{LAST: 1e308}), "out_of_range", "r"),
+    "negative": (request(**{LAST: -0.1}), "out_of_range", "r"),
+    "instances and fields": (request(instances=[ROW]), "malformed_json", "r"),
 }
 
 
@@ -335,7 +335,7 @@ def test_a_device_cannot_listen_to_others(cloud, device, topic):
 def test_a_device_cannot_speak_for_others(cloud, device, kind):
     with cloud.device(OTHER) as other:
         other.listening()
-        device.client.publish(f"{STACK}/{kind}/{other.id}", question(request_id="forged"), qos=1)
+        device.client.publish(f"{STACK}/{kind}/{other.id}", request(request_id="forged"), qos=1)
         time.sleep(0.5)
         assert other.ask([{"request_id": "own", **ROW}]).keys() == {"own"}  # it would have heard
 
@@ -347,7 +347,7 @@ def test_a_new_model_is_served_after_the_next_deploy(cloud, model):
     retrained = model.replace(b'"iterations": ', b'"iterations": 1')  # another file, the same weights
     cloud.publish(retrained)
     cloud.must("deploy")
-    assert cloud.invoke(question())["model"] == sha256(retrained)
+    assert cloud.invoke(request())["model"] == sha256(retrained)
 
 
 def test_destroy_takes_all_of_the_stack_and_nothing_else(cloud):

@@ -8,8 +8,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::ModelError;
 use crate::model::Model;
 
-/// How long a call may wait for the store while it looks for a newer model: for a connection that died while the
-/// container was frozen, the SDK's back-off, and a second attempt.
+/// How long a call may wait for the store when it refreshes the model: a connection that died while the container was
+/// frozen, the SDK's backoff, and a second attempt fit.
 pub const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the published model is not in use.
@@ -18,18 +18,18 @@ pub enum StoreError {
     /// The object could not be read.
     #[error("could not read {name}")]
     Read {
-        /// Where it should be.
+        /// Its location.
         name: String,
         /// The store's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The object was not there by the time that the call has for it.
+    /// The object did not arrive within the time that the call has for it.
     #[error("the model's store did not answer in the time of this call")]
     Late,
-    /// The object was read and is not a model to trust.
+    /// The object was read and failed the checks of a model.
     #[error("{name} is refused")]
     Refused {
-        /// Where the bytes came from.
+        /// Its location.
         name: String,
         /// The object's ETag.
         etag: Option<String>,
@@ -38,7 +38,7 @@ pub enum StoreError {
     },
 }
 
-/// A model as it was read, with the tag by which the store knows that version of it.
+/// A model as it was read, with the ETag of that version of the object.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The checked model.
@@ -59,7 +59,7 @@ pub trait ModelStore: Send + Sync + 'static {
 /// The model of one container, shared by its calls.
 pub struct CurrentModel<S> {
     store: S,
-    /// How long a model is used before the store is asked for a newer one.
+    /// How long a model is used before a refresh.
     ttl: Duration,
     /// A std mutex, because it is never held across an await.
     held: Mutex<Held>,
@@ -68,11 +68,11 @@ pub struct CurrentModel<S> {
 #[derive(Default)]
 struct Held {
     model: Option<Arc<Model>>,
-    /// Of the object that was read last, also when it was refused: it is not downloaded again.
+    /// ETag of the object that was read last, also when it was refused: it is not downloaded again.
     etag: Option<String>,
-    /// Why the published model is not the one in use, by the last look.
+    /// Why the published model is not in use, as of the last refresh.
     trouble: Option<Arc<StoreError>>,
-    /// When the store was last asked.
+    /// Time of the last refresh.
     checked: Option<Instant>,
 }
 
@@ -95,8 +95,8 @@ impl<S: ModelStore> CurrentModel<S> {
         self.held().model.clone()
     }
 
-    /// Look for a newer model when the one in memory is older than its time, until `end` at the latest. Whatever goes
-    /// wrong, the last good model stays in use.
+    /// Refresh the model when the one in memory is older than its TTL, until `end` at the latest. Whatever fails, the
+    /// last good model stays in use.
     pub async fn refresh_when_stale(&self, end: Instant) {
         let now = Instant::now();
         match &mut *self.held() {
@@ -135,7 +135,7 @@ impl<S: ModelStore> CurrentModel<S> {
         }
     }
 
-    /// What keeps the published model from being used, by the last look at it.
+    /// Why the published model is not in use, as of the last refresh.
     pub fn trouble(&self) -> Option<Arc<StoreError>> {
         self.held().trouble.clone()
     }

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::model::{KIND, MAX_BYTES, SCHEMA};
 
-/// An error with all its causes, for a log: what the AWS SDK prints of its own is no more than "service error".
+/// An error with all its causes, for a log: by itself, an error of the AWS SDK prints only "service error".
 pub fn details(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -25,7 +25,7 @@ pub enum ModelError {
     Malformed(String),
     /// A schema this build does not read.
     #[error(
-        "model schema {found} is not supported, this build reads schema {SCHEMA}: write the file anew with \
+        "model schema {found} is not supported, this build reads schema {SCHEMA}: write the file again with \
          notebooks 1 and 2, or from scikit-learn with examples/sklearn_to_model.py"
     )]
     Schema {
@@ -38,8 +38,7 @@ pub enum ModelError {
         /// The `kind` in the file.
         found: String,
     },
-    /// A name, a size, a bound or a number that cannot be, or a golden row that this build does not reproduce; the
-    /// sentence says which.
+    /// An invalid name, size, bound or number, or a golden row that this build does not reproduce; the message names it.
     #[error("{0}")]
     Invalid(String),
 }
@@ -91,17 +90,16 @@ pub enum RequestError {
     TooManyInstances {
         /// Instances in the request.
         found: usize,
-        /// The limit on this way in.
+        /// The limit for this kind of event.
         max: usize,
     },
-    /// There is no trustworthy model to answer with. The reason is in the function's log: it names the
-    /// bucket, which is none of a device's business.
+    /// There is no checked model to answer with. The reason is only in the function's log, because it names the bucket.
     #[error("there is no model to answer with right now: ask again later")]
     ModelUnavailable,
 }
 
 impl RequestError {
-    /// The stable code that stands in a refusal.
+    /// The stable code in a refusal.
     pub fn code(&self) -> &'static str {
         match self {
             Self::MalformedJson(_) => "malformed_json",
@@ -118,17 +116,17 @@ impl RequestError {
 /// dead-letter queue.
 #[derive(Debug, Error)]
 pub enum HandlerError {
-    /// The rule's event does not hold what the rule's SQL puts there.
+    /// The rule's event lacks what the rule's SQL puts there.
     #[error(
         "the rule's `payload` is not base64: its SQL must say `encode(*, 'base64') AS payload`, and `make deploy` sets it so"
     )]
     Payload {
         /// The request's id, as far as it can be read.
         request_id: Value,
-        /// What is no base64 in it.
+        /// Why it is not base64.
         source: base64::DecodeError,
     },
-    /// Records of another service. To answer one as if it were a request would count as done, and SQS would delete it.
+    /// Records of another service. An answer would count as success, and SQS would delete the records.
     #[error(
         "this is an event of {0}, to which nobody can answer: send a request, or add what it means to `Event::read` in \
          iris_fn/src/event.rs"

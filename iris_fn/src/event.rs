@@ -23,11 +23,11 @@ pub enum Event<'a> {
     },
     /// The body of an HTTP request, by way of a function URL, API Gateway or a load balancer.
     Http(Vec<u8>),
-    /// A request, called directly. The request's own checks say best what is wrong with anything else.
+    /// A request, called directly. For anything else, the checks of a request give the best error.
     Direct(&'a [u8]),
 }
 
-/// The fields by which an event tells where it comes from.
+/// The fields that show where an event comes from.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Envelope {
@@ -59,7 +59,7 @@ struct Source {
 }
 
 impl Envelope {
-    /// The service that hands over records or news, to which nobody can answer.
+    /// The service that sends records or notifications, which take no answer.
     fn service(self) -> Option<String> {
         let records = self.records.into_iter().next().map(|record| record.source);
         let news = self.source.filter(|_| self.detail_type.is_some());

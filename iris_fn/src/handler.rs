@@ -14,13 +14,13 @@ use crate::metrics::{Line, Metric};
 use crate::reply::{Description, Predictions, Reply, to_http, to_json};
 use crate::request::{MAX_PAYLOAD, Question, Refused, Request, find_request_id};
 
-/// What must be left of a call's time to report that it failed: one that Lambda has to end loses its
-/// container, and with it the next call's time.
+/// What must be left of a call's time to report that it failed: when Lambda ends a call at its timeout, it also ends the
+/// container, and the next call waits for a start.
 pub const TIME_TO_REPORT: Duration = Duration::from_millis(500);
 
 /// Something that delivers a message to a topic.
 pub trait Publisher: Send + Sync + 'static {
-    /// Why it could not.
+    /// Why the delivery failed.
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Deliver `payload` to `topic` at least once (QoS 1).
@@ -35,11 +35,11 @@ pub trait Publisher: Send + Sync + 'static {
 pub struct Handler<S, P> {
     /// Read once per container: this is what "reuse the container" saves.
     pub model: CurrentModel<S>,
-    /// Where answers to MQTT go.
+    /// Publishes the answers to MQTT requests.
     pub publisher: P,
     /// First level of the answer topics.
     stack: String,
-    /// Where the line about each call goes.
+    /// Writes the line about each call.
     log: fn(Line),
     invoked: AtomicBool,
 }
@@ -48,9 +48,9 @@ pub struct Handler<S, P> {
 #[derive(Clone, Copy)]
 struct Call {
     started: Instant,
-    /// When reading the model must be over, so that what is known by then can be published.
+    /// When reading the model must be over, so that a reply can still be published.
     model_end: Instant,
-    /// When all must be over but the report.
+    /// When everything but the report must be over.
     end: Instant,
     /// Whether it started the container.
     cold_start: bool,
@@ -75,7 +75,7 @@ type Outcome = (Result<Box<RawValue>, HandlerError>, Line);
 
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
     /// A handler that answers to `<stack>/response/<client_id>` and hands the line about each call to `log`. In a
-    /// container that was `provisioned` nobody waits for the start.
+    /// container with `provisioned` concurrency, no caller waits for the start.
     pub fn new(
         model: CurrentModel<S>,
         publisher: P,
@@ -92,12 +92,11 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         }
     }
 
-    /// Answer one event. Gives back the reply as JSON; whatever the call waits for is given up shortly before its
-    /// `deadline`.
+    /// Answer one event. Returns the reply as JSON; all waits end shortly before the call's `deadline`.
     ///
-    /// A newer model is looked for beside the answer, never before it: this call is answered (and, from
-    /// the rule, published) with what is in memory, the next one with what was found. It is not left to
-    /// a background task, because Lambda freezes the process once a call is over.
+    /// The model is refreshed concurrently with the answer, never before it: this call is answered (and, from the rule,
+    /// published) with the model in memory, the next one with the refreshed model. A background task would not do,
+    /// because Lambda freezes the process once a call is over.
     ///
     /// # Errors
     /// [`HandlerError`] when the answer to a rule's message could not be delivered, or nobody would get one.
@@ -112,7 +111,7 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
             self.model.refresh_when_stale(call.end)
         );
         if let Err(e) = &reply {
-            // Nothing of it is counted.
+            // Drop its metrics: a failed call counts nothing.
             line = Line::new("ERROR", "failed", line.request_id);
             line.fields.push(("reason", details(e)));
         }
@@ -158,9 +157,9 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         }
     }
 
-    /// The reply to one request, in at most so many bytes, and what the log says of it.
+    /// The reply to one request, in at most so many bytes, and its log line.
     async fn answer(&self, bytes: &[u8], call: Call, max: usize) -> (Box<RawValue>, Line) {
-        // The model that answers is the one that the request is checked against, whatever is published meanwhile.
+        // The same model checks the request and answers it, whatever is published meanwhile.
         let Some(model) = self.model.get(call.model_end).await else {
             return refuse(find_request_id(bytes), &RequestError::ModelUnavailable);
         };

@@ -7,13 +7,13 @@
 //! | [`predict`] | softmax regression on one row |
 //! | [`request`] | bytes in, rows that the model accepts or a typed refusal out |
 //! | [`event`], [`handler`], [`reply`] | a Lambda event in, an answer out and published |
-//! | [`current`] | the model in use, and when a newer one is looked for |
+//! | [`current`] | the model in use, and its refresh |
 //! | [`metrics`] | the log line of a call, which is also its metrics |
 //! | [`error`] | every way a model or a request can be wrong |
 //! | `aws` | S3, AWS IoT, credentials: the only module that needs the SDKs (feature `aws`, on by default) |
 //!
 //! The notebooks load the crate without `aws`: training and serving share one model type and one arithmetic, so they
-//! cannot drift.
+//! cannot diverge.
 
 #[cfg(feature = "aws")]
 pub mod aws;

@@ -9,8 +9,8 @@
 //! | `predictions_<class>` | Count | answered: rows of that class; a dashboard finds them all by the word `predictions` |
 //! | `handler_us` | Microseconds | answered |
 //! | `cold_starts` | Count | answered, by the first call of a container |
-//! | `refusals`, by `code` too | Count | refused; an alarm looks at the code `model_unavailable` |
-//! | `models_refused` | Count | any call, while the published model is refused; an alarm looks at it |
+//! | `refusals`, by `code` too | Count | refused; an alarm watches the code `model_unavailable` |
+//! | `models_refused` | Count | any call, while the published model is refused; an alarm watches it |
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -70,7 +70,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// What happened to a request, and nothing more.
+    /// A line about a request without metrics.
     pub fn new(level: &'static str, message: &'static str, request_id: impl Into<Value>) -> Self {
         Self {
             level,
@@ -120,7 +120,7 @@ impl Serialize for Line {
     }
 }
 
-/// What tells CloudWatch which fields are metrics.
+/// The metadata by which CloudWatch finds the metrics among the fields.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Directive<'a> {

@@ -20,7 +20,7 @@ pub const MAX_FEATURES: usize = 256;
 pub const CLASSES: (usize, usize) = (2, 256);
 /// Longest name of a feature, a class or the target, in bytes.
 pub const MAX_NAME: usize = 64;
-/// What neither a feature nor the target may be called: fields of a request, of an answer, or of an event.
+/// Names that neither a feature nor the target may have: fields of a request, of an answer, or of an event.
 pub const RESERVED: [&str; 15] = [
     "request_id",
     "instances",
@@ -63,7 +63,7 @@ pub struct ModelFile {
     pub weights: Vec<Vec<f64>>,
     /// One per class.
     pub intercepts: Vec<f64>,
-    /// How the model came to be.
+    /// How the model was trained.
     pub training: Training,
     /// Rows with the probabilities that training computed for them.
     pub golden: Vec<GoldenRow>,
@@ -81,8 +81,8 @@ pub struct Feature {
     pub min: f64,
     /// Largest value in the training data.
     pub max: f64,
-    /// Smallest and largest value that is answered at all. Wider than `min` to `max`: it keeps out what
-    /// cannot be, not what training did not see.
+    /// Smallest and largest value that is accepted. Wider than `min` to `max`: it excludes impossible values, not values
+    /// beyond the training data.
     pub accept: [f64; 2],
 }
 
@@ -233,7 +233,7 @@ impl ModelFile {
                 "the {what} name {name:?} is reserved: requests and answers have a field of that name"
             );
         }
-        // They meet in tables and on the live page.
+        // Features and the target appear together in tables and on the live page.
         require!(
             self.features.iter().all(|feature| feature.name != *target),
             "a feature is called {target:?} as the target is"
@@ -302,12 +302,12 @@ fn twice<'a>(names: impl IntoIterator<Item = &'a String>) -> &'a str {
 }
 
 impl Feature {
-    /// Whether a value is answered at all.
+    /// Whether a value is accepted.
     pub fn accepts(&self, value: f64) -> bool {
         (self.accept[0]..=self.accept[1]).contains(&value)
     }
 
-    /// Whether training saw values this small and this large.
+    /// Whether a value is within the range of the training data.
     pub fn has_seen(&self, value: f64) -> bool {
         (self.min..=self.max).contains(&value)
     }
@@ -350,7 +350,7 @@ impl Model {
         &self.sha256
     }
 
-    /// Where the model lies in the bucket: `models/<sha256>.json`, never overwritten.
+    /// The model's key in the bucket: `models/<sha256>.json`, never overwritten.
     pub fn key(&self) -> String {
         format!("models/{}.json", self.sha256)
     }

@@ -5,14 +5,14 @@ use serde::ser::{SerializeMap, Serializer};
 
 use crate::model::{Model, ModelFile};
 
-/// What the model says of one row. Serializes as the protocol's
+/// The prediction for one row. Serializes as the protocol's
 /// `{<target>: class, "probabilities": {class: p}, "in_distribution"}`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction<'m> {
     model: &'m ModelFile,
     /// P(class), in the order of the model's classes. They sum to 1.
     pub probabilities: Vec<f64>,
-    /// Whether every value lies within what the model saw in training.
+    /// Whether every value is within the range of the training data.
     pub in_distribution: bool,
 }
 

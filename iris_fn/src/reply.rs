@@ -1,4 +1,4 @@
-//! What the function answers, and the log line about it.
+//! The function's replies, and the log line about each.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -31,7 +31,7 @@ pub enum Reply<'m> {
     Description {
         /// As it was sent.
         request_id: String,
-        /// Which model answers, and what it wants to know.
+        /// Which model answers, and which features it needs.
         #[serde(flatten)]
         description: Description,
     },
@@ -44,7 +44,7 @@ pub enum Reply<'m> {
     },
 }
 
-/// What whoever asks has to know of the model that answers.
+/// What a client has to know about the model that answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Description {
     /// What is predicted: the label's name in an answer.
@@ -69,12 +69,12 @@ impl Description {
         }
     }
 
-    /// The middle of what training saw of each feature, to about three digits of its range.
+    /// The middle of each feature's range in training, to about three digits of that range.
     pub fn middle(&self) -> Vec<f64> {
         let middle = |Feature { min, max, .. }: &Feature| {
             let digits = (2.0 - (max - min).log10().floor()).clamp(0.0, 17.0) as usize;
             let rounded = format!("{:.digits$}", min / 2.0 + max / 2.0).parse();
-            // Not where training saw one value only.
+            // Not where all training values are the same.
             rounded
                 .ok()
                 .filter(|x| (min..=max).contains(&x))
@@ -170,7 +170,7 @@ impl Reply<'_> {
         Self::Refusal { request_id, error }
     }
 
-    /// What the log says of it: which request and how it went, never what was sent.
+    /// Its log line: which request and how it ended, never the values that were sent.
     pub fn line(self) -> Line {
         match self {
             Self::Answer {

@@ -33,7 +33,7 @@ pub struct Request {
 /// What a request can ask. Rows are in the order of the model's features.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
-    /// `"describe": true`: which model answers, and what it wants to know.
+    /// `"describe": true`: which model answers, and which features it needs.
     Describe,
     /// The features are fields of the request itself.
     One(Vec<f64>),
@@ -148,11 +148,11 @@ fn batch(json: &RawValue, model: &ModelFile) -> Result<Vec<Vec<f64>>, RequestErr
     instances.into_iter().enumerate().map(row).collect()
 }
 
-/// A request that tells whoever sends it what to send.
+/// The hint in a refusal, for a caller who does not know the model.
 const EXAMPLE: &str = r#"{"request_id": "1", "describe": true}"#;
 const UTF_16: &str = "the text is UTF-16: send UTF-8";
 
-/// What is wrong with a text that is no JSON object.
+/// What is wrong with a text that is not a JSON object.
 fn not_json(text: &str, e: &serde_json::Error) -> RequestError {
     let text = text.trim_start();
     malformed(match text.as_bytes().first() {
@@ -175,7 +175,7 @@ fn not_json(text: &str, e: &serde_json::Error) -> RequestError {
     })
 }
 
-/// A field that is missing, and the one that may have been meant by it.
+/// A missing field, and the field that was probably meant.
 fn missing(text: &str, name: &str, index: Option<usize>) -> RequestError {
     let letters = |name: &str| {
         let letters = name.chars().filter(|c| c.is_alphanumeric());
@@ -196,7 +196,7 @@ fn malformed(message: impl Into<String>) -> RequestError {
     RequestError::MalformedJson(message.into())
 }
 
-/// The JSON type, as a person would say it.
+/// The JSON type, as text for people.
 fn kind(json: &str) -> &'static str {
     match json.as_bytes().first() {
         Some(b'n') => "null",

@@ -40,7 +40,7 @@ fn wrong_files() -> Vec<(Value, &'static str)> {
         (json!({}), "missing field `schema`"),
         (
             change("/schema", json!(1)),
-            "model schema 1 is not supported, this build reads schema 2: write the file anew",
+            "model schema 1 is not supported, this build reads schema 2: write the file again",
         ),
         (change("/schema", json!(3)), "model schema 3"),
         (change("/schema", json!("2")), "invalid type: string"),

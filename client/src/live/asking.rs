@@ -1,4 +1,4 @@
-//! The connection, the questions of the pages, and what the pages get.
+//! The connection, the requests of the pages, and what the pages get.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,42 +16,42 @@ use super::outcome::{Encoded, Message, Outcome};
 use super::regions::{self, GRIDS, Regions};
 use super::rows::{Run, slider};
 
-/// How many questions of the run, and of the pages, may be open.
-pub const RUN_OPEN: u16 = 16;
-const PAGES_OPEN: u16 = 16;
-/// What the client has to take: all of these, one for each grid, and a description, so that a run which is too fast
+/// How many requests of the run, and of the pages, may be pending.
+pub const RUN_PENDING: u16 = 16;
+const PAGES_PENDING: u16 = 16;
+/// The client's limit: room for all of these, one for each grid, and a description, so that a run which is too fast
 /// never keeps a person waiting.
-pub const OPEN: u16 = RUN_OPEN + PAGES_OPEN + GRIDS + 1;
-/// How many pages may listen.
+pub const MAX_PENDING: u16 = RUN_PENDING + PAGES_PENDING + GRIDS + 1;
+/// How many pages may subscribe to the events.
 const PAGES: usize = 200;
-/// Answers that are kept for pages which are slow to fetch them.
+/// Answers that are kept for pages that read slowly.
 const BEHIND: usize = 1024;
 
-/// The connection, and everything that the pages hear about it.
+/// The connection, and everything that the pages get from it.
 pub struct Asking {
     pub client: Client,
     pub csv: PathBuf,
     pub run: watch::Sender<Arc<Run>>,
-    /// Another model may answer than the one that was described.
+    /// Notified when another model may answer than the one that was described.
     pub doubt: Notify,
     pub regions: Regions,
     pub rate: f64,
-    /// What the ids of this server's questions begin with, and how many there were.
+    /// Random prefix of the ids of this server's requests, and how many there were.
     name: u32,
     asked: AtomicU64,
-    pages_open: Semaphore,
+    pages_pending: Semaphore,
     pages: Arc<Semaphore>,
     pub answers: broadcast::Sender<Arc<Encoded>>,
     pub status: watch::Sender<Arc<str>>,
-    /// The run goes on; else it pauses.
+    /// Whether the run is on; else it is paused.
     pub on: watch::Sender<bool>,
-    /// Becomes true when it is over: open questions end, and the pages hear no more.
+    /// Becomes true at the end: pending requests end, and the pages' streams close.
     pub over: watch::Sender<bool>,
     /// The stack was deleted, and this device with it.
     pub gone: AtomicBool,
 }
 
-/// What the terminal and the pages say of that.
+/// What the terminal and the pages report then.
 pub const GONE: &str = "The stack is gone: `make destroy` deleted it, and this page's device. `make deploy`, then `make live` again";
 
 impl Asking {
@@ -66,7 +66,7 @@ impl Asking {
             rate,
             name: fastrand::u32(..),
             asked: AtomicU64::new(0),
-            pages_open: Semaphore::new(PAGES_OPEN.into()),
+            pages_pending: Semaphore::new(PAGES_PENDING.into()),
             pages: Arc::new(Semaphore::new(PAGES)),
             answers: broadcast::Sender::new(BEHIND),
             status: watch::Sender::new("{}".into()),
@@ -76,13 +76,13 @@ impl Asking {
         }
     }
 
-    /// A request id that was never used.
+    /// A request id that was not used before.
     pub fn id(&self) -> String {
         let n = self.asked.fetch_add(1, Ordering::Relaxed);
         format!("live-{:08x}-{n}", self.name)
     }
 
-    /// Ask, unless it is over first.
+    /// Ask, unless the server ends first.
     pub async fn ask(&self, request: &Value) -> Result<Reply, AskError> {
         let mut over = self.over.subscribe();
         tokio::select! {
@@ -91,8 +91,8 @@ impl Asking {
         }
     }
 
-    /// Ask about a row, and tell all pages what became of it.
-    pub async fn ask_and_tell(
+    /// Ask about a row, and send the outcome to all pages.
+    pub async fn ask_and_broadcast(
         &self,
         run: &Run,
         values: &[f64],
@@ -104,7 +104,7 @@ impl Asking {
         let reply = self.ask(&run.model.request(&id, values)).await;
         let (ms, at) = (millis(asked.elapsed()), since_1970());
         let outcome = Outcome::of(reply, &run.model.target);
-        // A model with other features refuses, and a refusal does not say whose it is.
+        // A model with other features refuses, and a refusal does not name its model.
         if !matches!(&outcome, Outcome::Answered(answer) if answer.model == run.model.model) {
             self.doubt.notify_one();
         }
@@ -122,26 +122,27 @@ impl Asking {
             json: json!(message).to_string(),
             from_page,
         });
-        // No page is listening, perhaps.
+        // This fails when no page is subscribed.
         let _ = self.answers.send(Arc::clone(&encoded));
         encoded
     }
 
-    /// Ask for a page, which hears it as all the others do, and here.
+    /// Ask for a page: it gets the answer as the reply to its POST, and as an event like all pages.
     ///
     /// # Errors
-    /// [`Refusal::Row`], or [`Refusal::Busy`] instead of a queue of people who have given up.
+    /// [`Refusal::Row`]; or [`Refusal::Busy`], because a queue would hold requests of people who have given up.
     pub async fn ask_for_page(&self, fields: &BTreeMap<String, f64>) -> Result<String, Refusal> {
         let run = self.current();
         let row = run.row(fields)?;
         let busy = |_| Refusal::Busy {
-            waiting: PAGES_OPEN.into(),
+            pending: PAGES_PENDING.into(),
         };
-        let _permit = self.pages_open.try_acquire().map_err(busy)?;
-        Ok(self.ask_and_tell(&run, &row, None, true).await.json.clone())
+        let _permit = self.pages_pending.try_acquire().map_err(busy)?;
+        let encoded = self.ask_and_broadcast(&run, &row, None, true).await;
+        Ok(encoded.json.clone())
     }
 
-    /// What a page is built from.
+    /// The event from which a page builds itself.
     pub fn about(&self, may_pause: bool) -> String {
         let run = self.current();
         let feature = |(k, f): (usize, &Feature)| {
@@ -179,7 +180,7 @@ impl Asking {
         Arc::clone(&self.pages).try_acquire_owned().map_err(full)
     }
 
-    /// Say goodbye to the broker.
+    /// Disconnect from the broker.
     pub async fn close(self) {
         self.client.close().await;
     }

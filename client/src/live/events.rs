@@ -1,8 +1,8 @@
 //! The stream to one page.
 //!
-//! A page gets every answer while there are few. Where there are more than [`DRAWN`] in [`EVERY`], it gets a sample
-//! of them, evenly picked, and how many they stand for. What a slow browser does not fetch is not kept for it: the
-//! channel drops the oldest, and the page gets how many there were.
+//! A page gets every answer while there are few. Where there are more than [`DRAWN`] in [`EVERY`], it gets an even
+//! sample, and the number of answers behind it. For a browser that reads slowly, the channel drops the oldest answers,
+//! and the page gets their number.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use super::rows::Run;
 const EVERY: Duration = Duration::from_millis(33);
 /// Answers of the run that a page draws in that time.
 const DRAWN: f64 = 8.0;
-/// A page that was kept waiting draws what it missed, up to this.
+/// A page that had to wait draws what it missed, up to this many.
 const AT_ONCE: f64 = 64.0;
 
-/// What one page listens to.
+/// What one page subscribes to.
 struct Page {
     asking: Arc<Asking>,
     may_pause: bool,
@@ -39,7 +39,7 @@ struct Page {
     _place: OwnedSemaphorePermit,
 }
 
-/// Everything that happens from now on, and how things stand.
+/// The current state, and every event from now on.
 pub fn stream(
     asking: Arc<Asking>,
     may_pause: bool,
@@ -60,12 +60,12 @@ pub fn stream(
         let event = page.next().await?;
         Some((Ok(event), page))
     });
-    // A comment now and then: a browser that is gone is noticed.
+    // A comment now and then detects a browser that is gone.
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
 }
 
 impl Page {
-    /// The next event; `None` when it is over.
+    /// The next event; `None` at the end.
     async fn next(&mut self) -> Option<Event> {
         let event = |name: &str, json: &str| Some(Event::default().event(name).data(json));
         tokio::select! {
@@ -87,8 +87,8 @@ impl Page {
     }
 }
 
-/// What has arrived, once it is time; `None` when nothing will. To be dropped while it waits loses nothing:
-/// from the first answer on, it does not wait.
+/// The answers that have arrived, once [`EVERY`] has passed; `None` when no more will come. Cancel-safe: after it has
+/// received the first answer, it does not wait.
 async fn gather(answers: &mut broadcast::Receiver<Arc<Encoded>>, sent: Instant) -> Option<String> {
     sleep_until(sent + EVERY).await;
     let (mut pages, mut run, mut of) = (Vec::new(), Vec::new(), 0);
@@ -121,7 +121,7 @@ fn room(since: Duration) -> usize {
     (DRAWN * since.as_secs_f64() / EVERY.as_secs_f64()).clamp(DRAWN, AT_ONCE) as usize
 }
 
-/// `{"of": …, "answers": […]}`: all of the pages' own, and the run's as far as there is room.
+/// `{"of": …, "answers": […]}`: all answers to pages, and a sample of `room` answers of the run.
 fn message(pages: &[Arc<Encoded>], run: &[Arc<Encoded>], of: u64, room: usize) -> String {
     let drawn = run.len().min(room);
     // Evenly picked, and the last one always: it is the newest.

@@ -1,9 +1,10 @@
-//! Who is let in: what stands between the page and the rest of the web, the machine's other users, or the room.
+//! Who has access: protects the page from the rest of the web, from the machine's other users, and from the room.
 //!
-//! A server on loopback is reached by every page that the browser has open, by everybody on this machine, and by whoever
-//! is behind a port forward. So a request must name us as a host that no stranger's DNS can point at us (DNS rebinding)
-//! and show a token: the owner's, who started this, or the room's. What costs a question must come from our own page: a
-//! browser says so in `Sec-Fetch-Site` and `Origin`, and a foreign form cannot send JSON.
+//! Every page that is open in the browser can reach a server on loopback, and so can everybody on this machine or behind
+//! a port forward. So an HTTP request must name as its host an address that nobody else's DNS can point here (DNS
+//! rebinding), and must have a token: that of the owner, who started the server, or that of the room. What costs MQTT
+//! messages must come from our own page: a browser reports that in `Sec-Fetch-Site` and `Origin`, and a foreign form
+//! cannot send JSON.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,10 +18,10 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use thiserror::Error;
 
-/// What anybody may load who has a token, from wherever it was clicked on; all else costs questions.
+/// What everybody with a token may load, wherever the link was; everything else costs MQTT messages.
 const FREE: [&str; 4] = ["/", "/page.css", "/page.js", "/icon.svg"];
 
-/// On every answer. The policy lets the page load its own files and talk to its own server, and nothing else.
+/// Headers of every response. The policy lets the page load its own files and talk to its own server, and nothing else.
 const HEADERS: [(HeaderName, HeaderValue); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -49,23 +50,23 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
     ),
 ];
 
-/// Why a request is not served.
+/// Why an HTTP request is refused.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// The browser was led here by a name that is not ours.
+    /// The browser came by a host name that is not ours.
     #[error("this page answers to an IP address or `localhost`, not to {0:?}")]
     Host(String),
-    /// Another page is asking.
+    /// Another page sent this.
     #[error("only the live page itself may ask, not {0:?}")]
     Origin(String),
     /// A form of another page could send this.
-    #[error("a question is JSON: `Content-Type: application/json`")]
+    #[error("a request must be JSON: `Content-Type: application/json`")]
     NotJson,
-    /// Without a token.
+    /// There is no token.
     #[error("open the address with its token, as `make live` printed it")]
     Token,
-    /// Not what is asked for here.
-    #[error("not a question: {0}")]
+    /// The body is not JSON of the expected form.
+    #[error("not a valid request: {0}")]
     Malformed(serde_json::Error),
     /// Not a row of the model.
     #[error("not a row of this model: {0}")]
@@ -73,17 +74,17 @@ pub enum Refusal {
     /// The model could not be asked about the plane.
     #[error("no regions: {0}")]
     NoRegions(String),
-    /// The questions of the pages wait for each other.
-    #[error("{waiting} questions from pages are waiting already: try again in a moment")]
+    /// Too many requests of the pages are pending.
+    #[error("{pending} requests from pages are pending already: try again in a moment")]
     Busy {
         /// How many.
-        waiting: usize,
+        pending: usize,
     },
     /// A page too many.
-    #[error("{0} pages are listening already")]
+    #[error("{0} pages are connected already")]
     TooManyPages(usize),
-    /// Somebody in the room wants to stop what everybody sees.
-    #[error("the run is started and paused by who started this page")]
+    /// Somebody in the room wants to pause the run for everybody.
+    #[error("only the person who started this page can start and pause the run")]
     NotTheOwner,
 }
 
@@ -95,7 +96,7 @@ impl Refusal {
             Self::Origin(_) => "wrong_origin",
             Self::NotJson => "not_json",
             Self::Token => "no_token",
-            Self::Malformed(_) => "malformed_question",
+            Self::Malformed(_) => "malformed_request",
             Self::Row(_) => "wrong_row",
             Self::NoRegions(_) => "no_regions",
             Self::Busy { .. } => "busy",
@@ -125,27 +126,27 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Whose token a request showed.
+/// Whose token a request has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
-    /// Who started this.
+    /// The person who started the server.
     Owner,
     /// Somebody in the room.
     Guest,
 }
 
-/// Who may come in.
+/// The tokens, and the check of each request.
 pub struct Guard {
     owner: String,
-    /// What a browser from the room has to show; `None` where nobody else is let in.
+    /// The room's token; `None` where only the owner has access.
     room: Option<String>,
-    /// The cookie that stands for the token once a browser has shown it. A browser sends a host's cookies to all of its
-    /// ports, so that two servers need two.
+    /// The name of the cookie that keeps the token in the browser. A browser sends a host's cookies to all of its ports,
+    /// so two servers need two names.
     cookie: String,
 }
 
 impl Guard {
-    /// For the server on this port; the tokens are made here.
+    /// A guard for the server on this port, with new tokens.
     ///
     /// # Errors
     /// When the operating system has no randomness.
@@ -162,13 +163,13 @@ impl Guard {
         format!("?token={}", self.owner)
     }
 
-    /// What follows the `/` of the room's address, if it is let in.
+    /// What follows the `/` of the room's address, if the room has access.
     pub fn rooms_query(&self) -> Option<String> {
         let room = self.room.as_ref()?;
         Some(format!("?token={room}"))
     }
 
-    /// Look at a request: whose token it shows, and that token where a cookie for it is wanted.
+    /// Check a request: whose token it has, and the token itself where the browser needs a cookie for it.
     fn check(
         &self,
         method: &Method,
@@ -186,7 +187,7 @@ impl Guard {
             return Err(Refusal::Host(host.to_owned()));
         }
         let (origin, posts) = (text(header::ORIGIN), method == Method::POST);
-        // A page's own GET has no origin. Old browsers, and all at an address of the room, do not say which site.
+        // A page's own GET has no origin. Old browsers, and all at an address of the room, do not send the site.
         let is_foreign = origin != format!("http://{host}") && (posts || !origin.is_empty());
         let site = text(HeaderName::from_static("sec-fetch-site"));
         if !FREE.contains(&uri.path()) && (is_foreign || !matches!(site, "" | "same-origin")) {
@@ -204,7 +205,7 @@ impl Guard {
                 .filter(|(key, _)| *key == name)
                 .find_map(|(_, value)| self.whose(value))
         };
-        // An address first: the owner may open the room's.
+        // The address first: the owner may open the room's address.
         if let Some((caller, token)) = shown(uri.query().unwrap_or_default(), '&', "token") {
             return Ok((caller, Some(token)));
         }
@@ -242,7 +243,7 @@ fn token() -> Result<String, getrandom::Error> {
     Ok(secret.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Whether both are the same, in a time that does not tell how far they are.
+/// Whether both are equal, in constant time.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len()
         && a.bytes()
@@ -251,7 +252,7 @@ fn same(a: &str, b: &str) -> bool {
             == 0
 }
 
-/// In front of every route, which finds the [`Caller`] in the request.
+/// Middleware of every route, which finds the [`Caller`] in the request's extensions.
 pub async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let checked = guard.check(request.method(), request.uri(), request.headers());
     let mut response = match checked {

@@ -1,4 +1,4 @@
-//! What became of a question, in a page's words.
+//! How a request ended, as a page gets it.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use client::{AskError, Reply};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Classes that an answer shows: the most probable ones.
+/// Classes that a page shows of an answer: the most probable ones.
 const SHOWN: usize = 6;
 
-/// What became of a question, as a page gets it.
+/// How a request ended, as a page gets it.
 #[derive(Debug, Serialize)]
 pub struct Message<'a> {
     pub request_id: &'a str,
@@ -20,9 +20,9 @@ pub struct Message<'a> {
     pub truth: Option<&'a str>,
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// From asking to the reply, waiting for room included.
+    /// From the request to the reply, in milliseconds, including any wait before it was sent.
     pub ms: f64,
-    /// When the reply was here, in milliseconds since 1970.
+    /// When the reply arrived, in milliseconds since 1970.
     pub at: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What goes on beside the pages: the run at its rate, the status once a second, and which model answers.
+//! Background tasks: the run at its rate, the status once a second, and which model answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
-use super::asking::{Asking, GONE, RUN_OPEN};
+use super::asking::{Asking, GONE, RUN_PENDING};
 use super::regions;
 use super::rows::Run;
 
-/// A run that was held up makes up for this much of it, and lets the rest go.
+/// A run that was delayed makes up for this much of the delay, and skips the rest.
 const CATCH_UP: Duration = Duration::from_millis(250);
-/// How often it is looked whether somebody looks.
-const NOBODY: Duration = Duration::from_millis(100);
-/// Between two looks at which model answers, and at whether the device is still there.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How often to check for viewers.
+const CHECK_VIEWERS: Duration = Duration::from_millis(100);
+/// How often to check which model answers, and whether the device's folder exists.
+const CHECK_CLOUD: Duration = Duration::from_secs(1);
 
-/// Have the model described anew when another one seems to answer.
+/// Describe the model again when another one seems to answer.
 pub async fn keep(asking: Arc<Asking>) {
     loop {
         asking.doubt.notified().await;
@@ -39,17 +39,17 @@ pub async fn keep(asking: Arc<Asking>) {
                 asking.run.send_replace(Arc::new(run));
             }
         }
-        sleep(PATIENCE).await;
+        sleep(CHECK_CLOUD).await;
     }
 }
 
-/// Notice when the device's folder is deleted, as `make destroy` does. The connection may outlive its stack, and nobody
-/// answers on it.
+/// Stop the run when the device's folder is deleted, as `make destroy` does. The connection may outlive its stack, and
+/// then nobody answers.
 pub async fn notice(asking: Arc<Asking>, folder: PathBuf) {
     let mut missed = 0;
-    // Twice: `make device` may be about to write it anew.
+    // Twice: `make device` may be writing it again.
     while missed < 2 {
-        sleep(PATIENCE).await;
+        sleep(CHECK_CLOUD).await;
         missed = if folder.exists() { 0 } else { missed + 1 };
     }
     eprintln!("{GONE}.");
@@ -57,13 +57,13 @@ pub async fn notice(asking: Arc<Asking>, folder: PathBuf) {
     asking.on.send_replace(false);
 }
 
-/// Ask about the rows, round and round and each time in another order, while the run is on and somebody looks: a
+/// Ask about the rows, over and over, each time in another order, while the run is on and there are viewers: a
 /// forgotten terminal costs nothing.
 pub async fn run(asking: Arc<Asking>) {
     let every = Duration::from_secs_f64(1.0 / asking.rate);
-    let room = Arc::new(Semaphore::new(RUN_OPEN.into()));
+    let slots = Arc::new(Semaphore::new(RUN_PENDING.into()));
     let mut on = asking.on.subscribe();
-    let mut open = JoinSet::new();
+    let mut pending = JoinSet::new();
     let mut due = tokio::time::Instant::now();
     let (mut shape, mut order) = (u64::MAX, Vec::new());
     loop {
@@ -71,28 +71,28 @@ pub async fn run(asking: Arc<Asking>) {
             return;
         }
         while asking.answers.receiver_count() == 0 {
-            sleep(NOBODY).await;
+            sleep(CHECK_VIEWERS).await;
         }
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
-        while open.try_join_next().is_some() {}
+        while pending.try_join_next().is_some() {}
         let now = tokio::time::Instant::now();
         due = (due + every).max(now.checked_sub(CATCH_UP).unwrap_or(now));
         sleep_until(due).await;
         let run = asking.current();
         if order.is_empty() || shape != run.shape {
-            // A file is often sorted by class.
+            // Shuffle: a file is often sorted by class.
             shape = run.shape;
             order = (0..run.rows.len()).collect();
             fastrand::shuffle(&mut order);
         }
         let row = order.pop().unwrap_or(0);
         let asking = Arc::clone(&asking);
-        open.spawn(async move {
+        pending.spawn(async move {
             if let Some((values, truth)) = run.rows.get(row) {
                 asking
-                    .ask_and_tell(&run, values, truth.as_deref(), false)
+                    .ask_and_broadcast(&run, values, truth.as_deref(), false)
                     .await;
             }
             drop(permit);
@@ -100,7 +100,7 @@ pub async fn run(asking: Arc<Asking>) {
     }
 }
 
-/// Say once a second how it goes, and at once when the run is started or paused.
+/// Send the status once a second, and at once when the run is started or paused.
 pub async fn report(asking: Arc<Asking>) {
     let replies = || {
         let counters = asking.client.counters();
@@ -117,7 +117,7 @@ pub async fn report(asking: Arc<Asking>) {
                 per_second = (now - before) as f64 / since.elapsed().as_secs_f64().max(1e-3);
                 (before, since) = (now, Instant::now());
             }
-            // Whoever pressed the button sees it at once.
+            // The page's button shows the change at once.
             _ = on.changed() => {}
         }
         asking.status.send_replace(asking.status_text(per_second));

@@ -1,4 +1,4 @@
-// What the server says goes in by `/events`; what is asked goes out by `/ask` and `/run`. Nothing else is loaded.
+// The server's events come from `/events`; requests go to `/ask`, `/regions` and `/run`. Nothing else is loaded.
 
 const COLOURS = 8;  // and as many shapes, in other pairs each time the colours begin anew: 64 classes differ
 let about = { features: [], classes: [], axes: [0, 0], target: "" };
@@ -8,7 +8,7 @@ const KEPT = 1000;  // marks, and round trips
 const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
-// The token has become a cookie: it need not stand in the address, on a projector.
+// The token is now a cookie: remove it from the address, which may be on a projector.
 if (location.search) history.replaceState(null, "", location.pathname);
 
 // --- the plane: three layers, so that a frame draws only what is new ------------------------------------
@@ -17,8 +17,8 @@ const layers = Object.fromEntries(["surface", "ink", "sparks"].map((id) => [id, 
 let size = { width: 0, height: 0 };  // of the plane, CSS pixels
 const margin = { left: 64, right: 10, top: 8, bottom: 42 };
 let colours = {};
-let grid = null;  // the regions, as they came
-let marks = new Map();  // by row and label: one that comes again is the same mark
+let grid = null;  // the regions, as the server sent them
+let marks = new Map();  // by row and label: a repeated one is the same mark
 
 let axes = [0, 0];  // the features that the plane shows
 const colour = (label) => { const k = about.classes.indexOf(label); return k < 0 ? colours.text : colours[`c${k % COLOURS}`]; };
@@ -263,12 +263,12 @@ function shape(label) {
   return svg;
 }
 
-// The place for an answer, and how to fill it: six bars at most, in the model's order.
+// Build the elements for an answer; returns a function that fills them: six bars at most, in the model's order.
 function place(into, waiting) {
-  const said = element("p", { className: "said", text: waiting });
+  const label = element("p", { className: "label", text: waiting });
   const bars = element("dl", { className: "bars" });
   const why = element("p", { className: "why" });
-  into.replaceChildren(said, bars, why);
+  into.replaceChildren(label, bars, why);
   const fill = (names, probabilities) => bars.replaceChildren(...names.slice(0, 6).flatMap((name) => {
     const bar = element("i", { className: `c${about.classes.indexOf(name) % COLOURS}` });
     bar.style.transform = `scaleX(${probabilities[name] ?? 0})`;
@@ -277,7 +277,7 @@ function place(into, waiting) {
   }));
   fill(about.classes, {});
   return (answer) => {
-    said.replaceChildren(shape(answer.label), answer.label ?? `${answer.outcome}: ${answer.error.code}`);
+    label.replaceChildren(shape(answer.label), answer.label ?? `${answer.outcome}: ${answer.error.code}`);
     const probabilities = answer.probabilities;
     if (probabilities) fill(about.classes.filter((name) => name in probabilities), probabilities);
     else fill(about.classes, {});
@@ -313,25 +313,25 @@ function write() {
     written = performance.now();
     if (last.length) showLatest(last[0]);
     last.forEach((answer, n) => {
-      const [row, said, p, ms] = rows[n];
+      const [row, label, p, ms] = rows[n];
       row.textContent = brief(answer.values);
-      said.replaceChildren(shape(answer.label), answer.label ?? `${answer.outcome}: ${answer.error.code}`);
+      label.replaceChildren(shape(answer.label), answer.label ?? `${answer.outcome}: ${answer.error.code}`);
       p.textContent = answer.label ? percent(answer.probabilities[answer.label] ?? 0) : "–";
       ms.textContent = duration(answer.ms);
     });
   }, Math.max(0, written + 250 - performance.now()));
 }
 
-// --- what the server says --------------------------------------------------------------------------------
+// --- events from the server ------------------------------------------------------------------------------
 
 layOut();  // before there is anything to draw
 const events = new EventSource("events");
-const on = (name, hear) => events.addEventListener(name, ({ data }) => hear(JSON.parse(data)));
+const on = (name, handle) => events.addEventListener(name, ({ data }) => handle(JSON.parse(data)));
 let running = true;
 
 on("about", (next) => {
   $("run").disabled = !next.may_pause;
-  $("run").title = next.may_pause ? "" : "The run is paused by who started this page";
+  $("run").title = next.may_pause ? "" : "Only the person who started this page can pause the run";
   // After a reconnection, or with a model of the same shape, the sliders stay where they are.
   const kind = ({ target, features, classes }) => JSON.stringify([target, classes, features]);
   const same = kind(about) === kind(next);
@@ -341,7 +341,7 @@ on("about", (next) => {
   wantRegions();
 });
 
-// Everything that holds the model's names.
+// Build everything that has the model's names.
 function build() {
   document.title = $("title").textContent = `${about.target}, live`;
   axes = [...about.axes];
@@ -369,8 +369,8 @@ function build() {
   redraw();
 }
 
-// One at a time, and only when the sliders have come to rest: each costs questions.
-let resting = 0, underWay = false, again = false;
+// One at a time, and only when the sliders have come to rest: each costs requests.
+let resting = 0, pending = false, again = false;
 
 function wantRegions() {
   clearTimeout(resting);
@@ -378,8 +378,8 @@ function wantRegions() {
 }
 
 async function askRegions() {
-  if (underWay) return void (again = true);
-  underWay = true, again = false;
+  if (pending) return void (again = true);
+  pending = true, again = false;
   const { shape } = about, asked = [...axes];
   const fresh = () => about.shape === shape && asked.every((k, n) => k === axes[n]);
   try {
@@ -397,7 +397,7 @@ async function askRegions() {
   } catch (error) {
     $("regions").textContent = `No new regions: ${error.message}.`;
   }
-  underWay = false;
+  pending = false;
   if (again) wantRegions();
 }
 
@@ -432,14 +432,14 @@ on("status", (status) => {
 });
 
 events.onerror = () => linked("down", events.readyState === EventSource.CLOSED
-  ? "The server will not talk to this page: open it anew" : "The server is gone; looking for it");
+  ? "The server refuses this page: open it again" : "The server is unreachable; trying again");
 
 function linked(state, text) {
   $("link").dataset.link = state;
   if ($("link").textContent !== text) $("link").textContent = text;
 }
 
-// --- what is asked ---------------------------------------------------------------------------------------
+// --- requests to the server ------------------------------------------------------------------------------
 
 const own = () => about.features.map((_, k) => Number($(`f${k}`).value));
 const fields = () => Object.fromEntries(own().map((v, k) => [about.features[k].name, v]));
@@ -483,8 +483,8 @@ $("ask").addEventListener("submit", async (event) => {
   const failed = (code, message) => ({ outcome: "not asked", values, ms: 0, error: { code, message } });
   try {
     const response = await post("ask", fields());
-    const told = await response.json();
-    showOwn(response.ok ? told : failed(told.error.code, told.error.message));
+    const answer = await response.json();
+    showOwn(response.ok ? answer : failed(answer.error.code, answer.error.message));
   } catch (error) {
     showOwn(failed("no_server", `The server does not answer (${error.message})`));
   }

@@ -1,8 +1,8 @@
-//! What the model would say all over a plane of two features, the others fixed.
+//! The model's predictions over a plane of two features, the others fixed.
 //!
-//! It is asked, over the same way as everything else, and not computed here: the page then shows the model that
-//! answers, whatever that is. That costs requests, of at most [`BATCH`] rows and as many bytes as MQTT takes: 2 for a
-//! plane of 4 features, about 20 for 64, never more than [`REQUESTS`]; and about as many at the start, for the axes.
+//! They come from the function and are not computed here, so that the page shows the model that answers, whatever that
+//! is. That costs requests, of at most [`BATCH`] rows and as many bytes as an MQTT message holds: 2 for a plane of 4
+//! features, about 20 for 64, never more than [`REQUESTS`]; and about as many at the start, for the axes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use super::asking::Asking;
 use super::guard::Refusal;
 use super::rows::{Run, slider};
 
-/// Grids that are asked for at once, of all pages together.
+/// Grids that may be pending at once, of all pages together.
 pub const GRIDS: u16 = 4;
 /// Rows in one request, and requests for one grid.
 const BATCH: usize = 500;
@@ -56,17 +56,17 @@ struct Prediction {
     probabilities: BTreeMap<String, f64>,
 }
 
-/// The grids of late, and who may ask for more.
+/// The latest grids, and permits to ask for more.
 pub struct Regions {
     known: Mutex<HashMap<String, Arc<str>>>,
-    room: Semaphore,
+    permits: Semaphore,
 }
 
 impl Default for Regions {
     fn default() -> Self {
         Self {
             known: Mutex::default(),
-            room: Semaphore::new(GRIDS.into()),
+            permits: Semaphore::new(GRIDS.into()),
         }
     }
 }
@@ -109,7 +109,7 @@ async fn ask(
     Ok(all)
 }
 
-/// The two features that move the answer most: each goes alone to its min and its max, from the middle row.
+/// The two features that change the answer most when each alone goes from the middle row to its min and its max.
 pub async fn axes(asking: &Asking, run: &Run) -> Result<[usize; 2], NoRegions> {
     let mut rows = vec![run.middle.clone()];
     for (k, feature) in run.model.features.iter().enumerate() {
@@ -141,7 +141,7 @@ fn most(answers: &[Vec<f64>]) -> [usize; 2] {
     axes
 }
 
-/// The grid for a page: from memory, or asked for.
+/// The grid for a page: from memory, or from the function.
 pub async fn grid(
     asking: &Asking,
     axes: &[String; 2],
@@ -172,9 +172,9 @@ pub async fn grid(
         return Ok(Arc::clone(grid));
     }
     let busy = |_| Refusal::Busy {
-        waiting: GRIDS.into(),
+        pending: GRIDS.into(),
     };
-    let _permit = asking.regions.room.try_acquire().map_err(busy)?;
+    let _permit = asking.regions.permits.try_acquire().map_err(busy)?;
     let (columns, lines) = size(per_request(&run.model));
     let points = points(&run.model, &row, [x, y], columns, lines);
     let answers = ask(asking, &run.model, &points).await.map_err(|e| {

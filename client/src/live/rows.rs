@@ -20,13 +20,13 @@ const RANDOM: usize = 500;
 /// The model that answers, and the rows that it is asked about.
 pub struct Run {
     pub model: Description,
-    /// Counts up when features, classes or the target change.
+    /// Incremented when features, classes or the target change.
     pub shape: u64,
-    /// The two features that move the answer most.
+    /// The two features that change the answer most.
     pub axes: [usize; 2],
     pub middle: Vec<f64>,
     pub rows: Vec<(Vec<f64>, Option<String>)>,
-    /// Where the rows are from, in words.
+    /// Where the rows come from, as text.
     pub source: String,
 }
 
@@ -58,7 +58,7 @@ impl Run {
         }
     }
 
-    /// The first line that the terminal has of it.
+    /// The line that describes the run in the terminal.
     pub fn line(&self) -> String {
         format!(
             "model {}: {}, {}",
@@ -71,7 +71,7 @@ impl Run {
     /// A page's row, in the model's order.
     ///
     /// # Errors
-    /// [`Refusal::Row`] names the feature that is missing, or the field that is none.
+    /// [`Refusal::Row`] names the feature that is missing, or the field that is not a feature.
     pub fn row(&self, fields: &BTreeMap<String, f64>) -> Result<Vec<f64>, Refusal> {
         let features = &self.model.features;
         if let Some(name) = fields
@@ -108,7 +108,7 @@ fn read(path: &Path, model: &Description) -> Result<Vec<(Vec<f64>, Option<String
     Ok(rows)
 }
 
-/// A feature's slider, and its axis: a little wider than what training saw, in steps of a power of ten.
+/// Range and step of a feature's slider and axis: a little wider than the training data, in steps of a power of ten.
 pub fn slider(feature: &Feature) -> (f64, f64, f64) {
     let [accept_low, accept_high] = feature.accept;
     let wider = match feature.max - feature.min {
@@ -124,7 +124,7 @@ pub fn slider(feature: &Feature) -> (f64, f64, f64) {
             .log10()
             .floor(),
     );
-    // Written and read back, so that 73 steps of 0.1 are 7.3.
+    // Format and parse, so that 73 steps of 0.1 are 7.3.
     let tidy = |x: f64| format!("{x:.12e}").parse().unwrap_or(x);
     let (tidy_low, tidy_high) = (
         tidy((low / step).ceil() * step),

@@ -27,13 +27,13 @@ const UNITS: [&[(&[&str], f64)]; 2] = [
 /// In which unit a column is.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Unit {
-    /// It does not say.
-    Unsaid,
-    /// It says the model's own.
+    /// The column's name has no unit.
+    Unstated,
+    /// The model's own unit.
     Own,
     /// Another one, of the same kind: value · `from` / `to` is in the model's unit.
     Other { name: String, from: f64, to: f64 },
-    /// What stands where a unit is expected.
+    /// The text in place of a unit.
     Unknown(String),
 }
 
@@ -46,7 +46,7 @@ impl Unit {
         }
     }
 
-    /// What a text says, beside the model's unit.
+    /// The unit that a text names, compared with the model's.
     pub(super) fn of(text: &str, own: &str) -> Self {
         let text = text.trim();
         if text == own || (!own.is_empty() && letters(text) == letters(own)) {
@@ -75,7 +75,7 @@ impl Unit {
         Self::Unknown(text.to_owned())
     }
 
-    /// The other units of the kind that the model's is.
+    /// The other units of the same kind as the model's.
     pub(super) fn others(own: &str) -> impl Iterator<Item = Self> {
         let kind = UNITS
             .iter()
@@ -99,15 +99,15 @@ pub(super) fn find(
     unit: &str,
 ) -> Result<Option<(usize, Unit)>, TableError> {
     let columns = header.iter().enumerate();
-    let said = if words(name).last() == words(unit).last() && !unit.is_empty() {
+    let unit_of_name = if words(name).last() == words(unit).last() && !unit.is_empty() {
         Unit::Own
     } else {
-        Unit::Unsaid
+        Unit::Unstated
     };
     let mut found: Vec<_> = columns
         .clone()
         .filter(|(_, column)| *column == name)
-        .map(|(at, _)| (at, said.clone()))
+        .map(|(at, _)| (at, unit_of_name.clone()))
         .collect();
     if found.is_empty() {
         found = columns
@@ -156,8 +156,8 @@ fn same(column: &str, name: &str, unit: &str) -> Option<Unit> {
     let inside = inside.trim_end_matches([')', ']', ' ']).trim();
     let inside = inside.strip_prefix("in ").unwrap_or(inside);
     match (rest, inside) {
-        ("", "") => Some(Unit::Unsaid),
-        ("", _) if unit.is_empty() => Some(Unit::Unsaid), // a remark
+        ("", "") => Some(Unit::Unstated),
+        ("", _) if unit.is_empty() => Some(Unit::Unstated), // a remark
         ("", inside) => Some(Unit::of(inside, unit)),
         _ if unit.is_empty() => None,
         (rest, _) => {
@@ -199,7 +199,7 @@ pub(super) fn find_all(
     if missing.is_empty() {
         return Ok(columns);
     }
-    // As clap finds the option that somebody meant.
+    // Suggest the nearest name, as clap does for options.
     let free: Vec<&str> = (0..header.len())
         .filter(|at| columns.iter().all(|(column, _)| column != at))
         .map(|at| &header[at])
@@ -246,7 +246,7 @@ mod tests {
         };
         let unknown = |text: &str| Some(Unit::Unknown(text.into()));
         let cases = [
-            ("Plant Height", "plant_height", "cm", Some(Unit::Unsaid)),
+            ("Plant Height", "plant_height", "cm", Some(Unit::Unstated)),
             ("PlantHeightCm", "plant_height", "cm", Some(Unit::Own)),
             (
                 "plant height [in centimetres]",
@@ -274,10 +274,15 @@ mod tests {
             ),
             ("plant height (ell)", "plant_height", "cm", unknown("ell")),
             ("plant height (kg)", "plant_height", "cm", unknown("kg")),
-            ("plant height (dry)", "plant_height", "", Some(Unit::Unsaid)),
+            (
+                "plant height (dry)",
+                "plant_height",
+                "",
+                Some(Unit::Unstated),
+            ),
             ("plant heights", "plant_height", "cm", None),
             ("height", "plant_height", "cm", None),
-            ("body mass", "body_mass_g", "g", Some(Unit::Unsaid)),
+            ("body mass", "body_mass_g", "g", Some(Unit::Unstated)),
             (
                 "body mass (lbs)",
                 "body_mass_g",

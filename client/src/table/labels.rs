@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::columns::words;
 
-/// What a label says.
+/// A label of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Label {
     /// One of the model's classes.
     Class(String),
-    /// None of them, in the file's own words.
+    /// None of them: the text of the file.
     Other(String),
 }
 
@@ -18,7 +18,7 @@ pub enum Label {
 pub(super) struct Spelled {
     /// Of labels that are spelled otherwise.
     pub(super) classes: BTreeMap<String, String>,
-    /// They are numbers, of which only the order says the class.
+    /// They are numbers, which count the classes in their order.
     pub(super) counted: bool,
     /// Each label is a class.
     pub(super) all: bool,
@@ -43,18 +43,19 @@ pub(super) fn read(labels: &BTreeSet<&str>, classes: &[String]) -> Spelled {
 }
 
 /// Labels in another case or punctuation, all of them with the same words in front (`Iris-setosa`), or without the words
-/// that stand in front of the classes (`0` for `class_0`).
+/// in front of the classes (`0` for `class_0`).
 fn spelled(labels: &BTreeSet<&str>, classes: &[String]) -> Option<BTreeMap<String, String>> {
     let (mut read, mut fronts, mut forms) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
     for label in labels {
-        let said = whole(label);
-        let alike =
-            |class: &&String| class.as_str() == *label || words(class).concat() == said.concat();
+        let label_words = whole(label);
+        let alike = |class: &&String| {
+            class.as_str() == *label || words(class).concat() == label_words.concat()
+        };
         let at_the_end = |class: &&String| {
             let class = words(class);
-            !said.is_empty()
+            !label_words.is_empty()
                 && !class.is_empty()
-                && (said.ends_with(&class) || class.ends_with(&said))
+                && (label_words.ends_with(&class) || class.ends_with(&label_words))
         };
         let mut fitting: Vec<_> = classes.iter().filter(alike).collect();
         let alike = !fitting.is_empty();
@@ -71,11 +72,14 @@ fn spelled(labels: &BTreeSet<&str>, classes: &[String]) -> Option<BTreeMap<Strin
             _ => String::new(),
         };
         let class_words = words(class);
-        fronts.insert((before(&said, &class_words), before(&class_words, &said)));
+        fronts.insert((
+            before(&label_words, &class_words),
+            before(&class_words, &label_words),
+        ));
         // Two forms of one class are perhaps two things: `ripe` and `not ripe`.
         if forms
-            .insert(class, said.concat())
-            .is_some_and(|other| other != said.concat())
+            .insert(class, label_words.concat())
+            .is_some_and(|other| other != label_words.concat())
         {
             return None;
         }

@@ -1,4 +1,4 @@
-//! A file's bytes as text: unpacked, and out of the encoding that it is in.
+//! A file's bytes as text: decompressed, and decoded.
 
 use std::io::Read;
 
@@ -7,10 +7,10 @@ use flate2::read::MultiGzDecoder;
 
 use super::TableError;
 
-/// Most bytes that are read, unpacked: a device would ask about them for weeks.
+/// The most decompressed bytes that are read: one device would need weeks to ask about so many rows.
 pub const MOST_BYTES: usize = 256 << 20;
 
-/// How files begin that are no text, what they are, and what makes a CSV of them.
+/// How files begin that are not CSV, what they are, and how to get a CSV from them.
 const OTHERS: [(&[u8], &str, &str); 10] = [
     (
         b"PK\x03\x04",
@@ -40,7 +40,7 @@ const OTHERS: [(&[u8], &str, &str); 10] = [
     (b"<", "a web page or XML", "download the file itself"),
 ];
 
-/// The text, and what it was besides plain UTF-8.
+/// The text, and what else than plain UTF-8 the file was.
 pub(super) fn read(bytes: &[u8]) -> Result<(String, Vec<String>), TableError> {
     let mut form = Vec::new();
     let mut unpacked = Vec::new();
@@ -63,7 +63,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(String, Vec<String>), TableError> {
     }
     let encoding = match (Encoding::for_bom(bytes), bytes) {
         (Some((encoding, _)), _) => encoding,
-        // Only UTF-16 has a zero beside each letter of English.
+        // Only UTF-16 has a zero next to each English letter.
         (None, [_, 0, ..]) => UTF_16LE,
         (None, [0, _, ..]) => UTF_16BE,
         (None, _) => {
@@ -74,10 +74,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<(String, Vec<String>), TableError> {
         form.push(encoding.name().to_owned());
     }
     let (text, ..) = encoding.decode(bytes);
-    // DOS ended a text with this.
+    // DOS ended a text file with this.
     let text = text.trim_end_matches('\x1a');
     if text.contains(|c: char| c.is_control() && !c.is_whitespace()) {
-        let (found, instead) = ("no text", "save it as CSV");
+        let (found, instead) = ("not text", "save it as CSV");
         return Err(TableError::NotText { found, instead });
     }
     Ok((text.to_owned(), form))

@@ -1,7 +1,7 @@
-"""Break the network, the broker, the function and the store, and see what becomes of each question.
+"""Break the network, the broker, the function and the store, and see how each request ends.
 
-Every case runs the real client, broker, certificates and function, and breaks one thing while questions are under way.
-A question must end exactly once: answered as scikit-learn's weights say, refused with a code, or failed with a typed
+Every case runs the real client, broker, certificates and function, and breaks one thing while requests are pending.
+A request must end exactly once: answered as scikit-learn's weights say, refused with a code, or failed with a typed
 error before its deadline. One that ends in silence is lost. A case must also show that its fault happened, or it
 proves nothing.
 

@@ -84,8 +84,8 @@ class World:
 
 
 class Asker:
-    """The client, in a process of its own: takes questions on its standard input, one line each, and says of each how
-    it ended."""
+    """The client, in a process of its own: takes requests on its standard input, one line each, and reports how
+    each ended."""
 
     def __init__(self, world, device="asker", port=None, deadline=15, basic_ingest=False):
         self.rows, self.ends, self.counters = {}, {}, None
@@ -106,16 +106,16 @@ class Asker:
                 self.ends.setdefault(end["request_id"], []).append({**end, "at": time.monotonic()})
 
     def ask(self, request_id, row, length=0):
-        """One question, padded with spaces to a length."""
+        """One request, padded with spaces to a length."""
         self.rows[request_id] = row
         try:
-            self.process.stdin.write(question(request_id, row).ljust(length) + "\n")
+            self.process.stdin.write(request(request_id, row).ljust(length) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return  # the client has ended: `finish` says why
 
     def ask_on(self, count, rate, over):
-        """So many questions at a rate, and on until it is over."""
+        """So many requests at a rate, and on until it is over."""
         began = time.monotonic()
         for n, row in enumerate(rows()):
             if n >= count and over.is_set():
@@ -124,7 +124,7 @@ class Asker:
             self.ask(f"q-{n}", row)
 
     def finish(self, seconds=60):
-        """Wait until every question has ended."""
+        """Wait until every request has ended."""
         try:
             self.process.stdin.close()
         except BrokenPipeError:
@@ -150,17 +150,17 @@ class Asker:
         return counts
 
     def refusals(self):
-        """{code: how many questions}"""
+        """{code: how many requests}"""
         return Counter(ends[0]["error"]["code"] for ends in self.ends.values() if ends[0]["outcome"] == "refused")
 
     def answered(self, since=0, until=math.inf):
-        """When questions were answered, in order of time."""
+        """When requests were answered, in order of time."""
         ends = [ends[0] for ends in list(self.ends.values())]
         return sorted(end["at"] for end in ends if end["outcome"] == "answered" and since < end["at"] < until)
 
 
 class Case:
-    """A row of the table: what became of the questions, and what showed that the fault happened."""
+    """A row of the table: how the requests ended, and what showed that the fault happened."""
 
     def __init__(self, world, name):
         self.world = world
@@ -170,14 +170,14 @@ class Case:
         self.row |= {name: self.row[name] + tally[name] for name in COUNTS}
         self.row["counters"] = dict(counters)
         for name in ("lost", "wrong", "twice"):
-            assert not self.row[name], f"{self.row[name]} of {self.row['tried']} questions {name}"
+            assert not self.row[name], f"{self.row[name]} of {self.row['tried']} requests {name}"
 
     def saw(self, text):
         self.row["seen"] = text
 
     @contextmanager
     def client(self, **settings):
-        """A client that is asked one by one; afterwards, each of its questions has ended."""
+        """A client that takes requests one by one; afterwards, each of them has ended."""
         asker = Asker(self.world, **settings)
         try:
             yield asker
@@ -188,7 +188,7 @@ class Case:
 
     @contextmanager
     def asking(self, full=120, rate=30, wire=False, **settings):
-        """Questions at a rate while something is broken; afterwards, each of them has a reply. So many in full size,
+        """Requests at a rate while something is broken; afterwards, each of them has a reply. So many in full size,
         and in any size enough to be asked before, meanwhile and after."""
         with self.client(port=self.world.wire.port if wire else None, deadline=30, **settings) as asker:
             over = threading.Event()
@@ -201,23 +201,23 @@ class Case:
             finally:
                 over.set()
                 feed.join()
-        assert not self.row["failed"], f"{self.row['failed']} of {self.row['tried']} questions have no reply"
+        assert not self.row["failed"], f"{self.row['failed']} of {self.row['tried']} requests have no reply"
 
 
-def asked_again(asker):
-    """What showed that calls failed: their questions were asked again."""
-    assert asker.counters["retried"], "no question was asked again"
-    return f"asked again {asker.counters['retried']}"
+def retried(asker):
+    """What showed that calls failed: their requests were retried."""
+    assert asker.counters["retried"], "no request was retried"
+    return f"retried {asker.counters['retried']}"
 
 
 def reconnected(asker, at_least=1):
     """What showed that the connection broke."""
     counters = asker.counters
     assert counters["reconnected"] >= at_least, f"reconnected only {counters['reconnected']} times"
-    return f"reconnected {counters['reconnected']}, asked again {counters['retried']}"
+    return f"reconnected {counters['reconnected']}, retried {counters['retried']}"
 
 
-def question(request_id, row):
+def request(request_id, row):
     return json.dumps({"request_id": request_id, **dict(zip(NAMES, row))})
 
 

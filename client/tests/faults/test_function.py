@@ -7,7 +7,7 @@ import time
 import pytest
 from botocore.exceptions import ClientError
 from clients import BUCKET, FUNCTION, STACK
-from driver import asked_again, rows
+from driver import retried, rows
 from local_cloud import size, wait_for
 
 IOT, S3 = "/topics/", f"/{BUCKET}/"
@@ -22,7 +22,7 @@ def test_function_crashes_in_init(case):
         crashes = len(flag.read_text().splitlines())
         flag.unlink()
     assert crashes, "no container was started"
-    case.saw(f"{crashes} crashes, {asked_again(asker)}")
+    case.saw(f"{crashes} crashes, {retried(asker)}")
 
 
 def test_function_crashes_while_it_answers(case):
@@ -32,7 +32,7 @@ def test_function_crashes_while_it_answers(case):
             killed += case.world.signal(signal.SIGKILL)
             time.sleep(0.15)
     assert killed >= least, f"only {killed} containers killed"
-    case.saw(f"{killed} containers killed, {asked_again(asker)}")
+    case.saw(f"{killed} containers killed, {retried(asker)}")
 
 
 def test_function_times_out(case):
@@ -42,7 +42,7 @@ def test_function_times_out(case):
     with case.asking(360) as asker:
         assert case.world.signal(signal.SIGSTOP), "there was no container to stop"
         wait_for(lambda: timed_out() > before, 20, "a call that timed out")  # the template's Timeout is 10 s
-    case.saw(asked_again(asker))
+    case.saw(retried(asker))
 
 
 def test_function_throttled_for_4_s(case):
@@ -57,11 +57,11 @@ def test_function_throttled_for_4_s(case):
         freed = time.monotonic()
         function.delete_function_concurrency(FunctionName=FUNCTION)
     assert not asker.answered(silent, freed), "the function answered although it was throttled"
-    case.saw(asked_again(asker))
+    case.saw(retried(asker))
 
 
 def without(case, path, seconds, full=120, silence=0, cold=False):
-    """Questions while the function's calls of a path fail; and which were answered meanwhile."""
+    """Requests while the function's calls of a path fail; and which were answered meanwhile."""
     gateway = case.world.gateway
     with case.asking(full) as asker, gateway.closed(path, silence):
         if cold:
@@ -74,22 +74,22 @@ def without(case, path, seconds, full=120, silence=0, cold=False):
     return asker, meanwhile
 
 
-def test_S3_away_at_a_cold_start(case):
+def test_S3_unreachable_at_a_cold_start(case):
     asker, _ = without(case, S3, size(0.5, 3), cold=True)
     assert set(asker.refusals()) == {"model_unavailable"}, asker.refusals()
 
 
-def test_S3_away_at_a_refresh(case):
+def test_S3_unreachable_at_a_refresh(case):
     _, meanwhile = without(case, S3, size(1.5, 7), full=300)
     assert meanwhile, "the last good model answered nothing"
 
 
-def test_S3_says_nothing_at_a_refresh(case):
+def test_S3_silent_at_a_refresh(case):
     _, meanwhile = without(case, S3, size(3, 7), full=300, silence=5)
     assert meanwhile, "the last good model answered nothing"
 
 
-def test_iot_data_away_for_3_s(case):
+def test_iot_data_unreachable_for_3_s(case):
     _, meanwhile = without(case, IOT, 3)
     assert len(meanwhile) <= 16, "answers came although they could not be published"
 

@@ -16,23 +16,23 @@ import pytest
 from clients import BUCKET, CLIENT, LABEL, STACK, Device, sha256
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from driver import Asker, question, rows
+from driver import Asker, request, rows
 from local_cloud import size, wait_for
 from stand_in import signed
 
 ROW = next(rows())
-GOOD, FIRST = question("r", ROW).encode(), json.dumps(ROW[0]).encode()
+GOOD, FIRST = request("r", ROW).encode(), json.dumps(ROW[0]).encode()
 MALFORMED = [
     b"", b"\xff\xfe", b"hello", b"{", b"[]", b"null", b"1e308", b'"text"', b"{}", b'{"request_id": 1}',
     b'{"request_id": "r"}', b'{"request_id": "r", "instances": 1}', b'{"request_id": "r", "instances": [{}]}',
     *(GOOD.replace(FIRST, bad, 1) for bad in (b'"%s"' % FIRST, b"null", b"NaN", b"1e308", b"-" + FIRST)),
-    question("r", ROW[:-1]).encode(), question("r" * 200, ROW).encode(),
+    request("r", ROW[:-1]).encode(), request("r" * 200, ROW).encode(),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def unsent(world):
-    """A client whose answers cannot be published, and the path that is closed for it. Its questions become
+    """A client whose answers cannot be published, and the path that is closed for it. Its requests become
     dead letters while the other cases run."""
     world.device("unsent")
     path = f"/topics/{STACK}/response/{STACK}-unsent"
@@ -48,7 +48,7 @@ def unsent(world):
 
 
 def predict(devices, name):
-    """A client that asks one question as this device."""
+    """A client that sends one request as this device."""
     command = [CLIENT, "--dir", devices, "predict", "--device", name, "--", *map(str, ROW)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -112,10 +112,10 @@ def test_device_publishes_on_the_topic_of_another(case):
         asker.listening()
         with Device("other", folder=world.devices / "other") as device:
             device.listening()
-            device.client.publish(topic, question("forged", ROW), qos=1)
+            device.client.publish(topic, request("forged", ROW), qos=1)
             assert device._events.get(timeout=10) is False, "the broker kept the connection"
         # The same from one who may: whatever is published there, the asker hears of it.
-        world.cloud.client("iot-data").publish(topic=topic, qos=1, payload=question("allowed", ROW))
+        world.cloud.client("iot-data").publish(topic=topic, qos=1, payload=request("allowed", ROW))
         heard = [asker.inbox.get(timeout=10)["request_id"]]
         try:
             heard.append(asker.inbox.get(timeout=2)["request_id"])
@@ -151,7 +151,7 @@ def test_malformed_messages_of_20_kinds_between_good_ones(case):
     with case.asking(300, rate=10) as asker, Device("other", folder=case.world.devices / "other") as device:
         device.listening()
         sent, refused, patience = 0, 0, 5
-        # A refusal does not always say to which message: ask again for as many as are missing.
+        # A refusal does not always have its request's id: send as many again as are missing.
         while refused < count:
             while sent - refused < window and sent < count:
                 device.send(MALFORMED[sent % len(MALFORMED)])
@@ -183,7 +183,7 @@ def test_certificate_of_another_stack(case, strangers):
 
 
 def load(case, devices, rate, seconds, watch=lambda pid: None):
-    """Questions of many devices at once; how fast they were answered."""
+    """Requests of many devices at once; how fast they were answered."""
     command = [CLIENT, "--dir", case.world.devices, "load", "--devices", str(devices), "--rate", str(rate)]
     command += ["--seconds", str(seconds), "--json", "--pace", "1000"]  # the local cloud has no limit
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -214,14 +214,14 @@ def test_many_devices_at_once(case, devices):
     case.saw(f"{devices} devices, {load(case, devices, 100, size(3, 10))}")
 
 
-def test_questions_as_fast_as_they_are_taken_from_20_devices(case, devices):
+def test_requests_as_fast_as_they_are_taken_from_20_devices(case, devices):
     case.saw(load(case, 20, size(200, 2000), 1))
 
 
 # --- answers that cannot be sent ---------------------------------------------
 
 
-def test_answers_that_cannot_be_published_become_dead_letters_and_are_sent_when_asked_again(case, unsent):
+def test_answers_that_cannot_be_published_become_dead_letters_and_are_redriven(case, unsent):
     cloud, (asker, path) = case.world.cloud, unsent
     asker.finish()  # it has given up by now
     assert asker.counters["failed"] == 3, asker.counters
@@ -238,7 +238,7 @@ def test_answers_that_cannot_be_published_become_dead_letters_and_are_sent_when_
     assert len(heard) == 3, f"{asked} dead letters, answered {dict(heard)}"
     assert "no dead letters" in cloud.must("dlq"), "some are left"
     case.count(asker.tally(), asker.counters)
-    case.saw(f"{asked} dead letters, all answered when asked again")
+    case.saw(f"{asked} dead letters, all answered after `make redrive`")
 
 
 # --- for long ----------------------------------------------------------------
@@ -253,7 +253,7 @@ def memory_of(pid):
 
 
 def test_steady_load_and_the_memory_stays_flat(case, devices):
-    # SOAK is long: 100,000 questions after the first third.
+    # SOAK is long: 100,000 requests after the first third.
     seconds, rate = (1800, 90) if os.environ.get("SOAK") else size((12, 50), (60, 50))
     grown = {}
 

@@ -7,20 +7,20 @@ import signal
 import time
 
 from clients import STACK, Device
-from driver import question, reconnected, rows
+from driver import request, reconnected, rows
 from local_cloud import size, wait_for
 
 
 def test_nothing_is_broken(case):
     with case.asking() as asker:
         pass
-    case.saw(f"asked again {asker.counters['retried']}")
+    case.saw(f"retried {asker.counters['retried']}")
 
 
 def test_basic_ingest_and_nothing_is_broken(case):
     with case.asking(basic_ingest=True) as asker:
         pass
-    case.saw(f"past the broker to the rule; asked again {asker.counters['retried']}")
+    case.saw(f"past the broker to the rule; retried {asker.counters['retried']}")
 
 
 def back_again(case, end):
@@ -30,10 +30,10 @@ def back_again(case, end):
         case.world.cloud.must("local")
         back = time.monotonic()
         first = wait_for(lambda: asker.answered(since=back), 20, "an answer after the broker was back")[0]
-    case.saw(f"away {back - gone:.1f} s, first answer {first - back:.1f} s after, {reconnected(asker)}")
+    case.saw(f"down for {back - gone:.1f} s, first answer {first - back:.1f} s after, {reconnected(asker)}")
 
 
-def test_broker_restarted_while_questions_are_open(case):
+def test_broker_restarted_while_requests_are_pending(case):
     back_again(case, lambda: case.world.cloud.must("stop"))
 
 
@@ -95,7 +95,7 @@ def test_every_request_delivered_twice(case):
             for request_id, row in list(asker.rows.items()):
                 if request_id not in sent:
                     sent.add(request_id)
-                    payload = question(request_id, row)
+                    payload = request(request_id, row)
                     data.publish(topic=f"{STACK}/request/{STACK}-asker", qos=1, payload=payload)
             time.sleep(0.01)
     dropped = asker.counters["duplicate"]
@@ -108,7 +108,7 @@ def test_answers_doubled_and_out_of_order(case):
     data, answers = cloud.client("iot-data"), []
     with case.asking(100, rate=20) as asker:
         for n, row in zip(range(count), rows()):
-            answers += [cloud.invoke(question(f"q-{n}", row).encode())] * 2
+            answers += [cloud.invoke(request(f"q-{n}", row).encode())] * 2
         random.Random(1).shuffle(answers)
         for answer in answers:
             data.publish(topic=f"{STACK}/response/{STACK}-asker", qos=1, payload=json.dumps(answer))

@@ -1,5 +1,5 @@
-//! How the function reaches AWS: where it is and who it is, from its environment, and whom it trusts. The models in S3
-//! and the answers to AWS IoT go by way of this.
+//! The connection to AWS: region and credentials from the environment, and the trusted roots. The models from S3 and the
+//! answers to AWS IoT use it.
 
 mod publish;
 mod store;
@@ -31,15 +31,15 @@ use crate::model::MAX_BYTES;
 /// up to three, and waits up to a second before the second, up to two before the third.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 const _: () = assert!(ATTEMPT.as_millis() + 1000 < REFRESH_TIMEOUT.as_millis());
-/// How long all of them may take together: two always, and a third where they fail soon.
+/// How long all of them may take together: two in any case, and a third where they fail early.
 const OPERATION: Duration = Duration::from_secs(4);
 /// How long a connection may be idle and used again. A container that was frozen meanwhile may not know that the far
 /// side has closed it; S3 seems to do so after 20 seconds (<https://github.com/vectordotdev/vector/pull/9703>).
 const IDLE: Duration = Duration::from_secs(15);
 const AMAZON_ROOTS: &[u8] = include_bytes!("amazon-roots.pem");
 
-/// Where the function is and who it is: Lambda says so in the environment. The SDK's default chain
-/// would look in six more places, and every cold start would carry the code for that.
+/// Region and credentials: Lambda puts them into the environment. The SDK's default chain would try six more sources,
+/// and every cold start would load the code for that.
 ///
 /// # Errors
 /// When the environment does not name the region.
@@ -58,7 +58,7 @@ pub fn config() -> Result<SdkConfig, Error> {
     })
 }
 
-/// Without them a service that accepts and then says nothing would keep a call waiting until its end.
+/// Without these timeouts, a service that accepts a connection and does not answer would block a call until its end.
 fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder()
         .operation_attempt_timeout(ATTEMPT)
@@ -66,8 +66,8 @@ fn timeouts() -> TimeoutConfig {
         .build()
 }
 
-/// A client that trusts Amazon's own roots and no others: the function talks to nobody else, and to
-/// read the system's hundred and more would take longer than all the rest of the start
+/// A client that trusts Amazon's roots and no others: the function connects to nothing else, and reading the system's
+/// hundred and more roots would take longer than the rest of the start
 /// (<https://www.amazontrust.com/repository/>).
 fn https_client() -> Result<SharedHttpClient, Error> {
     let roots = TrustStore::empty().with_pem_certificate(AMAZON_ROOTS);
@@ -79,8 +79,8 @@ fn https_client() -> Result<SharedHttpClient, Error> {
         .build_https())
 }
 
-/// The same client, whose answers have arrived with their whole bodies. The SDK would hand S3's object over while it
-/// streams, and neither its time-outs nor its attempts would hold for that.
+/// The same client, which returns answers only with their whole bodies. The SDK would return S3's object while it
+/// streams, and neither its timeouts nor its attempts would cover that.
 fn whole(client: SharedHttpClient) -> SharedHttpClient {
     http_client_fn(move |settings, components| {
         SharedHttpConnector::new(Whole(client.http_connector(settings, components)))
@@ -97,7 +97,7 @@ impl HttpConnector for Whole {
             let mut answer = answer.await?;
             let length = answer.headers().get("content-length");
             let length: Option<usize> = length.and_then(|bytes| bytes.parse().ok());
-            // One that is too large for a model is left where it is: `S3Store` refuses it.
+            // A body that is too large for a model is not read: `S3Store` refuses it.
             if length.is_some_and(|bytes| bytes <= MAX_BYTES) {
                 let body = ByteStream::new(answer.take_body()).collect().await;
                 let body = body.map_err(|e| ConnectorError::io(e.into()))?;
@@ -111,7 +111,7 @@ impl HttpConnector for Whole {
 /// A setting that the template gives to the function.
 ///
 /// # Errors
-/// When it is not there; the message names it.
+/// When it is not set; the message names it.
 pub fn setting(name: &str) -> Result<String, Error> {
     env::var(name).map_err(|e| format!("the function's environment variable {name}: {e}").into())
 }

@@ -1,4 +1,4 @@
-//! Where an answer goes when the request came over MQTT.
+//! Publishes the answer to a request that came over MQTT.
 
 use aws_config::SdkConfig;
 use aws_sdk_iotdataplane::Client;

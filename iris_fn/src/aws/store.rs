@@ -31,7 +31,7 @@ impl ModelStore for S3Store {
             .set_if_none_match(known.map(str::to_owned));
         let object = match get.send().await {
             Ok(object) => object,
-            // Not an error to us: 304, the object has not changed.
+            // Not an error here: 304, the object has not changed.
             Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 304) => {
                 return Ok(None);
             }
@@ -71,7 +71,7 @@ impl ModelStore for S3Store {
                 return Err(StoreError::Refused { name, etag, source });
             }
         };
-        // The container's first; of later ones the line about each call says which answered.
+        // Only the container's first model: later, the line about each call names the model.
         if known.is_none() {
             tracing::info!(
                 model = sha256,
@@ -97,7 +97,7 @@ mod tests {
 
     const FRUIT: &[u8] = include_bytes!("../../fuzz/corpus/model/fruit.json");
 
-    /// A store on an S3 that gives these answers, one after the other, and then tells what it was asked.
+    /// A store on an S3 that returns these answers, one after the other, and then the requests that it got.
     fn store(answers: Vec<(&'static str, Vec<u8>)>) -> (S3Store, JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(etag.as_deref(), Some("\"t\""));
     }
 
-    /// A body of which the last byte never comes, as often as it is asked for.
+    /// A body whose last byte never comes, in every attempt.
     fn stalled() -> (S3Store, std::sync::mpsc::Receiver<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! What a notebook needs of those before it, and which to run when it is not there.
+//! What a notebook needs from earlier ones, and which one to run when it is missing.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ use aws_sdk_lambda::operation::get_function_configuration::{
     GetFunctionConfigurationError, GetFunctionConfigurationOutput,
 };
 
-/// What an earlier notebook makes, and is not there.
+/// A missing result of an earlier notebook.
 #[derive(Debug, thiserror::Error)]
 pub enum Missing {
     /// The model file.
     #[error("cannot read {} ({source}): run notebook 1 first, it writes that", path.display())]
     Model {
-        /// Where it should be.
+        /// Its path.
         path: PathBuf,
         /// Why it cannot be read.
         source: std::io::Error,
@@ -22,7 +22,7 @@ pub enum Missing {
     /// The deployed function.
     #[error("there is no function {0}: run notebook 3 first, it deploys that")]
     Function(String),
-    /// The cloud did not say.
+    /// The cloud did not answer.
     #[error("cannot look at function {function}: {}", DisplayErrorContext(source))]
     Cloud {
         /// Its name.
@@ -44,7 +44,7 @@ pub fn trained_model() -> Result<Vec<u8>, Missing> {
 /// The configuration of the version behind `live`, which notebook 3 deploys.
 ///
 /// # Errors
-/// [`Missing::Function`], or [`Missing::Cloud`] when nobody can say.
+/// [`Missing::Function`], or [`Missing::Cloud`] when the cloud does not answer.
 pub async fn live_function(
     lambda: &Client,
     function: &str,

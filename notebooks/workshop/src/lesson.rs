@@ -18,8 +18,8 @@ struct Exercise {
     right: &'static str,
 }
 
-/// Check the answer to an exercise, `check("1.3", &value)`, and note it when it is right. `make progress` lists what is
-/// noted.
+/// Check the answer to an exercise, `check("1.3", &value)`, and record it when it is right. `make progress` lists what
+/// is recorded.
 pub fn check(name: &str, answer: &impl Serialize) {
     println!("{}", reply(name, answer, &folder()));
 }
@@ -390,7 +390,7 @@ const EXERCISES: &[Exercise] = &[
     Exercise {
         name: "3.1",
         check: |answer| texts(answer, &SPECIES),
-        right: "the answers come in the order of the question.",
+        right: "the answers come in the order of the request.",
     },
     Exercise {
         name: "3.2",
@@ -501,11 +501,11 @@ const EXERCISES: &[Exercise] = &[
                         600.0,
                         "a fourth would be the device's acknowledgement: at QoS 0 there is none",
                     ),
-                    (150.0, "the question is only the first message"),
+                    (150.0, "the request is only the first message"),
                 ],
             )
         },
-        right: "the question, the answer, and its delivery: three each.",
+        right: "the request, the answer, and its delivery: three each.",
     },
     Exercise {
         name: "4.5",

@@ -52,7 +52,7 @@ pub fn setting(name: &str) -> String {
 /// The folder that `make device` wrote for a device: another one for each stack, account and region.
 ///
 /// # Errors
-/// When `make` cannot say, with its own words.
+/// When `make` fails, with its message.
 pub fn device_folder(name: &str, stack: &str) -> std::io::Result<String> {
     let settings = [format!("NAME={name}"), format!("STACK={stack}")];
     let make = std::process::Command::new("make")
@@ -65,13 +65,13 @@ pub fn device_folder(name: &str, stack: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&make.stdout).trim().to_owned())
 }
 
-/// Before the first cell runs: rustls is told which of the cryptographic libraries in here to use, and a panic in a cell
-/// is shown in a line or two, what happened and what it means for the reader.
+/// Before the first cell runs: choose which of the linked cryptographic libraries rustls uses, and make a panic in a
+/// cell print a line or two, with what happened and what it means for the reader.
 extern "C" fn prepare() {
     use rumqttc::tokio_rustls::rustls::crypto::aws_lc_rs;
     let _ = aws_lc_rs::default_provider().install_default();
     std::panic::set_hook(Box::new(|info| {
-        // A second panic follows at the edge of the cell, in the compiler's own code; it says nothing new.
+        // A second panic follows at the edge of the cell, in the compiler's own code; it adds nothing.
         if !info
             .location()
             .is_some_and(|location| location.file().starts_with("/rustc/"))

@@ -76,7 +76,7 @@ fn part(file: &str, first: &str, last: &str) -> Result<String> {
     ))
 }
 
-/// Hand a notebook's results on as data: shown as JSON, and collected by `make demo`.
+/// Publish a notebook's results as data: displayed as JSON, and collected by `make demo`.
 pub fn report(results: &serde_json::Value) {
     evcxr_runtime::mime_type("application/json").text(results.to_string());
 }

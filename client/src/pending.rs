@@ -1,4 +1,4 @@
-//! Which questions are open, what became of the others, and how it all went in numbers.
+//! Which requests are pending, how the others ended, and the counters.
 
 use std::collections::{HashMap, VecDeque};
 use std::iter::Sum;
@@ -10,36 +10,36 @@ use tokio::sync::oneshot;
 
 use crate::error::AskError;
 
-/// How many closed questions are remembered, to tell a second answer from a stranger's.
+/// How many ended requests are remembered, to tell a duplicate or late answer from a stray one.
 const REMEMBERED: usize = 4096;
 
-/// What the function said.
+/// What the function replied.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// The prediction or predictions, with all that stands beside them.
+    /// The prediction or predictions, with all other fields of the answer.
     Answer(Value),
-    /// What was wrong with the question: `{"code", "message"}`.
+    /// What was wrong with the request: `{"code", "message"}`.
     Refusal(Value),
 }
 
-/// How it went so far. `asked = answered + refused + failed + still open`.
+/// Counters since the start. `asked = answered + refused + failed + pending`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
-    /// Questions taken.
+    /// Requests accepted by [`crate::Client::ask`].
     pub asked: u64,
-    /// Questions answered.
+    /// Requests that were answered.
     pub answered: u64,
-    /// Questions refused by the function, with a reason.
+    /// Requests that the function refused, with a reason.
     pub refused: u64,
-    /// Questions that ended without either, in an error.
+    /// Requests that ended without either, in an error.
     pub failed: u64,
-    /// How often a question was sent again.
+    /// How often a request was sent again.
     pub retried: u64,
-    /// Replies to questions that had theirs.
+    /// Replies to requests that already had one.
     pub duplicate: u64,
-    /// Replies to questions that had failed by then.
+    /// Replies to requests that had failed by then.
     pub late: u64,
-    /// Messages that reply to no question of ours.
+    /// Messages that reply to no request of this client.
     pub stray: u64,
     /// Connections made after the first one.
     pub reconnected: u64,
@@ -61,30 +61,30 @@ impl Sum for Counters {
     }
 }
 
-/// The open questions, and the last closed ones.
+/// The pending requests, and the last ended ones.
 #[derive(Default)]
-pub(crate) struct Questions {
-    open: HashMap<String, oneshot::Sender<Reply>>,
-    /// By id, whether it was replied to.
-    closed: HashMap<Arc<str>, bool>,
-    /// The ids in `closed`, the oldest first.
+pub(crate) struct Pending {
+    waiting: HashMap<String, oneshot::Sender<Reply>>,
+    /// By id, whether there was a reply.
+    ended: HashMap<Arc<str>, bool>,
+    /// The ids in `ended`, the oldest first.
     order: VecDeque<Arc<str>>,
     pub(crate) counters: Counters,
 }
 
-impl Questions {
-    /// A question is asked from here on; its reply comes through the channel.
-    pub(crate) fn open(&mut self, id: &str) -> Result<oneshot::Receiver<Reply>, AskError> {
-        if self.open.contains_key(id) || self.closed.contains_key(id) {
+impl Pending {
+    /// A request is pending from here on; its reply comes through the channel.
+    pub(crate) fn add(&mut self, id: &str) -> Result<oneshot::Receiver<Reply>, AskError> {
+        if self.waiting.contains_key(id) || self.ended.contains_key(id) {
             return Err(AskError::RequestIdInUse(id.to_owned()));
         }
         let (sender, receiver) = oneshot::channel();
-        self.open.insert(id.to_owned(), sender);
+        self.waiting.insert(id.to_owned(), sender);
         self.counters.asked += 1;
         Ok(receiver)
     }
 
-    /// A message came in: it closes its question, or is counted and dropped.
+    /// A message arrived: it ends its request, or is counted and dropped.
     pub(crate) fn deliver(&mut self, payload: &[u8]) {
         let Ok(mut message) = serde_json::from_slice::<Value>(payload) else {
             self.counters.stray += 1;
@@ -94,8 +94,8 @@ impl Questions {
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        let Some(asker) = self.open.remove(&id) else {
-            let count = match self.closed.get(id.as_str()) {
+        let Some(asker) = self.waiting.remove(&id) else {
+            let count = match self.ended.get(id.as_str()) {
                 Some(true) => &mut self.counters.duplicate,
                 Some(false) => &mut self.counters.late,
                 None => &mut self.counters.stray,
@@ -113,19 +113,19 @@ impl Questions {
         };
         *count += 1;
         self.remember(&id, true);
-        // Nobody is there to hear it when the asker gave up in this very moment.
+        // The receiver is gone when the caller gave up at this very moment.
         let _ = asker.send(reply);
     }
 
-    /// A question is given up, unless it was replied to.
+    /// A request has failed, unless there was a reply.
     pub(crate) fn give_up(&mut self, id: &str) {
-        if self.open.remove(id).is_some() {
+        if self.waiting.remove(id).is_some() {
             self.counters.failed += 1;
             self.remember(id, false);
         }
     }
 
-    /// A question of the client's own is not one of its caller's: it is not counted.
+    /// A request of the client's own is not one of its caller's: take it out of the counters.
     pub(crate) fn forget(&mut self, reply: &Result<Reply, AskError>) {
         let ended = match reply {
             Ok(Reply::Answer(_)) => &mut self.counters.answered,
@@ -142,11 +142,11 @@ impl Questions {
         if self.order.len() == REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
-            self.closed.remove(&oldest);
+            self.ended.remove(&oldest);
         }
         let id: Arc<str> = id.into();
         self.order.push_back(Arc::clone(&id));
-        self.closed.insert(id, replied);
+        self.ended.insert(id, replied);
     }
 }
 
@@ -163,53 +163,53 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reply_closes_and_the_second_is_a_duplicate() {
-        let mut questions = Questions::default();
-        let mut reply = questions.open("a").unwrap();
-        questions.deliver(&answer("a"));
-        questions.deliver(&answer("a"));
+    fn the_first_reply_ends_a_request_and_the_second_is_a_duplicate() {
+        let mut pending = Pending::default();
+        let mut reply = pending.add("a").unwrap();
+        pending.deliver(&answer("a"));
+        pending.deliver(&answer("a"));
         assert!(matches!(reply.try_recv(), Ok(Reply::Answer(a)) if a["kind"] == "a"));
         let Counters {
             answered,
             duplicate,
             ..
-        } = questions.counters;
+        } = pending.counters;
         assert_eq!((answered, duplicate), (1, 1));
     }
 
     #[test]
     fn a_refusal_is_a_reply() {
-        let mut questions = Questions::default();
-        let mut reply = questions.open("a").unwrap();
-        questions
+        let mut pending = Pending::default();
+        let mut reply = pending.add("a").unwrap();
+        pending
             .deliver(br#"{"request_id": "a", "error": {"code": "out_of_range", "message": "m"}}"#);
         assert!(matches!(reply.try_recv(), Ok(Reply::Refusal(e)) if e["code"] == "out_of_range"));
-        assert_eq!(questions.counters.refused, 1);
+        assert_eq!(pending.counters.refused, 1);
     }
 
     #[test]
     fn after_giving_up_a_reply_is_late() {
-        let mut questions = Questions::default();
-        let _reply = questions.open("a").unwrap();
-        questions.give_up("a");
-        questions.give_up("a");
-        questions.deliver(&answer("a"));
-        let Counters { failed, late, .. } = questions.counters;
+        let mut pending = Pending::default();
+        let _reply = pending.add("a").unwrap();
+        pending.give_up("a");
+        pending.give_up("a");
+        pending.deliver(&answer("a"));
+        let Counters { failed, late, .. } = pending.counters;
         assert_eq!((failed, late), (1, 1));
     }
 
     #[test]
     fn an_id_is_used_once() {
-        let mut questions = Questions::default();
-        let _reply = questions.open("a").unwrap();
-        assert!(questions.open("a").is_err());
-        questions.deliver(&answer("a"));
-        assert!(questions.open("a").is_err());
+        let mut pending = Pending::default();
+        let _reply = pending.add("a").unwrap();
+        assert!(pending.add("a").is_err());
+        pending.deliver(&answer("a"));
+        assert!(pending.add("a").is_err());
     }
 
     #[test]
     fn what_replies_to_nobody_is_stray() {
-        let mut questions = Questions::default();
+        let mut pending = Pending::default();
         for message in [
             &b"\xff"[..],
             b"",
@@ -218,42 +218,42 @@ mod tests {
             br#"{"request_id": null}"#,
             &answer("other"),
         ] {
-            questions.deliver(message);
+            pending.deliver(message);
         }
-        assert_eq!(questions.counters.stray, 6);
+        assert_eq!(pending.counters.stray, 6);
     }
 
     proptest! {
-        /// Whatever the order of events, every question ends once, the sum holds, and memory is bounded.
+        /// Whatever the order of events, every request ends once, the sum holds, and memory is bounded.
         #[test]
-        fn every_question_ends_exactly_once(events in prop::collection::vec((0u8..3, 0u16..50), 0..400)) {
-            let mut questions = Questions::default();
+        fn every_request_ends_exactly_once(events in prop::collection::vec((0u8..3, 0u16..50), 0..400)) {
+            let mut pending = Pending::default();
             for (event, id) in events {
                 let id = id.to_string();
                 match event {
-                    0 => drop(questions.open(&id)),
-                    1 => questions.deliver(&answer(&id)),
-                    _ => questions.give_up(&id),
+                    0 => drop(pending.add(&id)),
+                    1 => pending.deliver(&answer(&id)),
+                    _ => pending.give_up(&id),
                 }
-                let Counters { asked, answered, refused, failed, .. } = questions.counters;
-                prop_assert_eq!(asked, answered + refused + failed + questions.open.len() as u64);
-                prop_assert_eq!(questions.closed.len(), questions.order.len());
+                let Counters { asked, answered, refused, failed, .. } = pending.counters;
+                prop_assert_eq!(asked, answered + refused + failed + pending.waiting.len() as u64);
+                prop_assert_eq!(pending.ended.len(), pending.order.len());
             }
         }
     }
 
     #[test]
     fn memory_is_bounded() {
-        let mut questions = Questions::default();
+        let mut pending = Pending::default();
         for n in 0..3 * REMEMBERED {
-            let _reply = questions.open(&n.to_string());
-            questions.deliver(&answer(&n.to_string()));
+            let _reply = pending.add(&n.to_string());
+            pending.deliver(&answer(&n.to_string()));
         }
         assert_eq!(
             (
-                questions.closed.len(),
-                questions.order.len(),
-                questions.open.len()
+                pending.ended.len(),
+                pending.order.len(),
+                pending.waiting.len()
             ),
             (REMEMBERED, REMEMBERED, 0)
         );
