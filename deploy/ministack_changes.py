@@ -50,7 +50,7 @@ def instead_of(module, name):
     return put
 
 
-# --- who may come in --------------------------------------------------------
+# --- authentication ---------------------------------------------------------
 
 create_server = asyncio.base_events.BaseEventLoop.create_server
 
@@ -111,7 +111,7 @@ def name_the_role_of_a_session(resolve, key, ctx):
 
 @instead_of(iam_evaluator, "_first_match")
 def fill_in_policy_variables(match, ctx, stmts, effect):
-    """MiniStack takes ${aws:PrincipalTag/stack} as it stands. Where a caller has no such key, nothing matches."""
+    """MiniStack takes ${aws:PrincipalTag/stack} literally. Where a caller has no such key, nothing matches."""
 
     def filled(text):
         value = lambda found: iam_evaluator._resolve_condition_key(found[1], ctx) or "\ufffd"  # noqa: E731
@@ -347,7 +347,7 @@ def drop_unused_code_at_the_start(drop, referenced):
 
 @instead_of(app, "_load_persisted_state")
 def settle_what_was_under_way(load):
-    """When everything was killed, nobody goes on with the changes of functions and stacks that were under way: they
+    """When everything was killed, nobody continues the changes of functions and stacks that were in progress: they
     would stay so, and refuse an update. A stack's update counts as rolled back."""
     load()
     for account, region, name in list(_functions._data):

@@ -75,7 +75,7 @@ def rust() -> Iterator[tuple[Path, Path]]:
 
 def contents() -> Iterator[tuple[Path, Path]]:
     """Each file, and its place in the project's folder."""
-    # Without a stray file, and without what a teacher noted down beside them.
+    # Only files that git tracks: no stray file, and no notes of a teacher.
     git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True)
     if git.returncode:
         raise SetupError(f"Git says which files belong to the project, and here it says: {git.stderr.strip()}")
@@ -105,13 +105,13 @@ def pack() -> Path:
         libc = [int(number) for number in platform.libc_ver()[1].split(".") if number]
         (MAKING / SYSTEM.name).write_text(json.dumps({**system(), "libc": libc}, indent=1))
         files = list(contents())
-        size, done, said = sum(path.stat().st_size for path, _ in files), 0, -1
+        size, done, printed = sum(path.stat().st_size for path, _ in files), 0, -1
         with tarfile.open(part, "w:gz", compresslevel=1) as tar:
             for path, place in files:
                 tar.add(path, Path("iris-workshop") / place, filter=anonymous)
                 done += path.stat().st_size
-                if (tenth := 10 * done // size) > said:
-                    said = tenth
+                if (tenth := 10 * done // size) > printed:
+                    printed = tenth
                     print(f"bundle: {done / 1e6:5.0f} of {size / 1e6:.0f} MB", flush=True)
         part.rename(archive)
     finally:

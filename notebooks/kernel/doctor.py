@@ -121,13 +121,13 @@ def network() -> Iterator[bool]:
         except subprocess.TimeoutExpired:
             yield line(NOT_OK, "crates.io", "no answer in 30 s", NETWORK)
             return
-        said = found.stderr.strip().splitlines()
+        output = found.stderr.strip().splitlines()
         if found.returncode == 0:
             yield line(OK, "crates.io", "answers, as Cargo is configured")
         elif "no such command" in found.stderr:
             yield line(COULD_NOT, "crates.io", "this Cargo has no `cargo info`")
         else:
-            yield line(NOT_OK, "crates.io", said[-1].strip() if said else "cargo info failed", NETWORK)
+            yield line(NOT_OK, "crates.io", output[-1].strip() if output else "cargo info failed", NETWORK)
 
 
 NETWORK = "the set-up downloads once: look at HTTPS_PROXY and the mirrors (pip config list, Cargo's config.toml)"

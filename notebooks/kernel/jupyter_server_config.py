@@ -6,7 +6,7 @@ from pathlib import Path
 
 c = get_config()  # noqa: F821  (Jupyter defines it)
 
-# The whole project in the file browser, wherever Jupyter was started; this file lies in .venv/etc/jupyter.
+# The whole project in the file browser, wherever Jupyter was started; this file is in .venv/etc/jupyter.
 c.ServerApp.root_dir = str(Path(__file__).resolve().parents[3])
 # In a container one often is root. It listens on this machine only, and asks for a token.
 c.ServerApp.allow_root = True

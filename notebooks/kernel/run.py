@@ -1,6 +1,6 @@
 """Run the notebooks from top to bottom without a browser, and say which cell fails, if one does.
 
-Each runs in a fresh `iris-workshop` kernel, the one that `make setup` puts beside this Python. What runs is a copy
+Each runs in a fresh `iris-workshop` kernel, the one that `make setup` installs with this Python. What runs is a copy
 (target/notebooks/NAME.ipynb), so git stays clean; it is written even when the run fails.
 
 A cell fails the run when it does not compile, panics, has a failing `!command`, takes too long, ends the
@@ -53,13 +53,13 @@ class Failed(Exception):
 
 
 def kernel_specs() -> KernelSpecManager:
-    """The kernels beside this Python, no others."""
+    """The kernels of this Python, no others."""
     folder = Path(sys.prefix, "share", "jupyter", "kernels")
     specs = KernelSpecManager(kernel_dirs=[str(folder)], ensure_native_kernel=False)
     try:
         specs.get_kernel_spec(KERNEL)
         return specs
-    except Exception as error:  # not there, not JSON, a wrong type: all are mended in the same way
+    except Exception as error:  # not there, not JSON, a wrong type: all have the same remedy
         raise Failed(f"no usable kernel `{KERNEL}` in {folder} ({error}): run `make setup`") from None
 
 
@@ -113,7 +113,7 @@ class Session(NotebookClient):
 
     async def run_cell(self, cell: NotebookNode) -> str:
         """Run a code cell; returns what is wrong with it, or nothing. Text on stderr alone is wrong, too: evcxr
-        shows a failed `?` there and goes on with the next cell."""
+        shows a failed `?` there and continues with the next cell."""
         self.printed, trouble = 0, []
         try:
             await self.async_execute_cell(cell, self.nb.cells.index(cell), self.code_cells_executed + 1)
@@ -322,7 +322,7 @@ def clip(text: str) -> str:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    logging.disable()  # what the libraries log is said here in other words
+    logging.disable()  # what the libraries would log is reported here
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, choose = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="they run in this order")

@@ -66,8 +66,8 @@ def rustc_version() -> str:
     """What rustc says of itself, or why it does not work (rustup without a toolchain); empty when it is not there."""
     if not shutil.which("rustc"):
         return ""
-    said = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=False)
-    return said.stdout or said.stderr or f"exit code {said.returncode}"
+    version = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=False)
+    return version.stdout or version.stderr or f"exit code {version.returncode}"
 
 
 def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
@@ -121,7 +121,7 @@ def check_tools(rustc: str) -> None:
 
 
 def digest(*inputs: Path | str) -> str:
-    """SHA-256 over file contents (folders: every file in them) and plain words."""
+    """SHA-256 over file contents (folders: every file in them) and plain strings."""
     sha = hashlib.sha256()
     for item in inputs:
         if isinstance(item, str):
@@ -134,7 +134,7 @@ def digest(*inputs: Path | str) -> str:
 
 def python_tools() -> list[list[str | Path]]:
     """JupyterLab, the local cloud and the cross-compiler, each file checked against its hash."""
-    # Anew, because what is there may be half made, of another Python, or moved here from elsewhere.
+    # From nothing, because what is there may be half made, of another Python, or moved here from elsewhere.
     # The base executable, because this may be running in that very .venv.
     base = getattr(sys, "_base_executable", sys.executable)
     install = [VENV / "bin/python", "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
@@ -172,8 +172,8 @@ def cargo_settings() -> dict[str, str]:
     """What Cargo's own files set, the user's and those above this folder: name → file. Cargo itself is asked."""
     ask = ["cargo", "-Zunstable-options", "config", "get", "--show-origin"]
     environment = os.environ | {"RUSTC_BOOTSTRAP": "1"}
-    said = subprocess.run(ask, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stdout
-    return dict(re.findall(r"^(\S.*?) = .* # (/.*)$", said, re.MULTILINE))
+    settings = subprocess.run(ask, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stdout
+    return dict(re.findall(r"^(\S.*?) = .* # (/.*)$", settings, re.MULTILINE))
 
 
 # What the profiles of ours have where a user's file may say otherwise: Cargo.toml's, or else Cargo's defaults.
@@ -251,7 +251,7 @@ def build_for_lambda() -> int:
 
 
 def install_kernel() -> None:
-    """Runs as a step's command: use an evcxr that is there already, else download one, else build it."""
+    """Runs as a step's command: use an installed evcxr, else download one, else build it."""
     # The sources of the standard library, for completion; without rustup or a network it does without.
     if shutil.which("rustup"):
         subprocess.run(["rustup", "component", "add", "rust-src"], stdin=subprocess.DEVNULL, check=False)
@@ -271,7 +271,7 @@ def install_kernel() -> None:
         fetch = ["cargo", "binstall", "--no-confirm", "--disable-strategies", "quick-install,compile"]
         subprocess.run([*fetch, "--root", root, f"evcxr_jupyter@{EVCXR}"], check=False)
     if not CACHED.exists():
-        # In target/, so that a build that was stopped goes on where it was.
+        # In target/, so that a stopped build continues where it was.
         install = ["install", "evcxr_jupyter", "--version", EVCXR, "--locked", "--root", str(root)]
         install += [f"--config=profile.release.package.ra_ap_{part}.opt-level=0" for part in EVCXR_IDLE]
         folder = str(TARGET / "evcxr")
@@ -377,7 +377,7 @@ def configure_jupyter() -> None:
         "-Cprefer-dynamic",
         f"--extern=workshop={linked}",
         f"-Ldependency={folder}",
-        # evcxr loads a cell with dlopen, which does not know where the library lies.
+        # evcxr loads a cell with dlopen, which does not know where the library is.
         f"-Clink-arg=-Wl,-rpath,{folder}",
         # A library that holds nothing is not asked for at load time, unless by name.
         *([] if linked == LIBRARY else ["-Clink-arg=-Wl,--no-as-needed", f"-Clink-arg={linked}"]),
@@ -508,7 +508,7 @@ def main(arguments: list[str]) -> int:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("setup: stopped; the same command goes on from here", file=sys.stderr)
+        print("setup: stopped; the same command continues from here", file=sys.stderr)
         return 130
     return 0
 

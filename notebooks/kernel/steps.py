@@ -78,7 +78,7 @@ class Step:
         network = "This step needs the network once: check it. " if NETWORK.search(text) else ""
         return (
             f"{text}\n{self.name}: {self.process.args[0]} failed with exit code {self.process.returncode}; "
-            f"the whole log is {self.log}.\n{network}The same command goes on from here."
+            f"the whole log is {self.log}.\n{network}The same command continues from here."
         )
 
 

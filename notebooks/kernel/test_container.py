@@ -142,10 +142,10 @@ class Debian:
         command = self.command("timeout 120 " + shlex.join(json.loads(argument("CMD"))))
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as lab:
             try:
-                said = ""
-                while not (found := re.search(r"(http://127\.0\.0\.1:(\d+))/lab\S*\?token=(\w+)", said)):
-                    said += (line := lab.stdout.readline())
-                    assert line, said  # it has ended
+                output = ""
+                while not (found := re.search(r"(http://127\.0\.0\.1:(\d+))/lab\S*\?token=(\w+)", output)):
+                    output += (line := lab.stdout.readline())
+                    assert line, output  # it has ended
                 address, port, token = found.groups()
                 while lab.poll() is None:  # it says so a little before it listens
                     with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):

@@ -65,9 +65,9 @@ def test_each_failing_cell_says_why_and_an_interrupted_kernel_keeps_its_function
             while not running.exists():
                 await asyncio.sleep(0.1)
             await kernel.km.interrupt_kernel()
-            said = await looping
-            assert "interrupted\nThe kernel's process has ended and its variables are lost" in said, said
-            assert "SIGKILL" not in said
+            output = await looping
+            assert "interrupted\nThe kernel's process has ended and its variables are lost" in output, output
+            assert "SIGKILL" not in output
             assert await printed(kernel, 'println!("{}", double(21));') == "42\n"
             kernel.timeout = 2
             assert "it took longer than 2 s" in await trouble(kernel, "loop {}")

@@ -217,6 +217,7 @@ def test_the_minutes_of_a_chapter_are_what_its_text_its_code_and_its_waits_take(
         settings = notebook.metadata.workshop
         waits, found = settings.get("wait_minutes", 0), minutes(notebook)
         assert settings.minutes == {"core": math.ceil(found["core"] + waits), "deeper": math.ceil(found["deeper"])}, path.stem
+        assert re.search(rf"\(notebooks/{path.name}\) .* \| {settings.minutes.core} \|\n", README), path.stem
         core += settings.minutes["core"] if int(path.stem[:2]) <= 4 else 0
     assert core <= 120
 

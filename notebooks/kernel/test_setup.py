@@ -181,7 +181,7 @@ def test_a_signal_ends_what_runs_and_says_how_to_go_on(tmp_path, number):
         time.sleep(0.05)
     process.send_signal(getattr(setup.signal, f"SIG{number}"))
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "setup: stopped; the same command goes on from here\n")
+    assert (process.returncode, err) == (130, "setup: stopped; the same command continues from here\n")
     for pid in pids.read_text().split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)

@@ -96,7 +96,7 @@ def clone(tmp_path: Path) -> Clone:
 
 def old_rust(clone: Clone) -> None:
     program(clone.bin / "rustc", "echo release: 1.94.1")
-    assert "Rust 1.95 or newer is needed" in (said := clone.refused()) and "1.94.1" in said and "network" not in said
+    assert "Rust 1.95 or newer is needed" in (output := clone.refused()) and "1.94.1" in output and "network" not in output
 
 
 def autocrlf(clone: Clone) -> None:
@@ -177,8 +177,8 @@ def cargo_file(clone: Clone) -> None:
 
 def cargo_target(clone: Clone) -> None:
     home = cargo_home(clone, '[build]\ntarget = "x86_64-unknown-linux-musl"\n')
-    said = clone.refused(CARGO_HOME=str(home), RUSTUP_HOME=os.environ.get("RUSTUP_HOME", ""))
-    assert f"build.target is set in {home}/config.toml" in said
+    output = clone.refused(CARGO_HOME=str(home), RUSTUP_HOME=os.environ.get("RUSTUP_HOME", ""))
+    assert f"build.target is set in {home}/config.toml" in output
 
 
 def cargo_environment(clone: Clone) -> None:
@@ -272,13 +272,13 @@ def no_home(clone: Clone) -> None:
         assert found[name].startswith(f"{clone.folder}/target/home/"), name
     assert clone.environment(HOME="/nonexistent", CARGO_HOME="/own")["CARGO_HOME"] == "/own"
     program(clone.bin / "rustc", "echo error: rustup could not choose a version >&2; exit 1")
-    said = clone.refused(HOME="/nonexistent")
-    assert "rustup could not choose a version. HOME=/nonexistent is no folder" in said
+    output = clone.refused(HOME="/nonexistent")
+    assert "rustup could not choose a version. HOME=/nonexistent is no folder" in output
 
 
 def cache_that_cannot_be_written(clone: Clone) -> None:
-    said = clone.refused(XDG_CACHE_HOME="/dev/null/cache")
-    assert "/dev/null/cache/iris-workshop cannot be written" in said and "XDG_CACHE_HOME=" in said
+    output = clone.refused(XDG_CACHE_HOME="/dev/null/cache")
+    assert "/dev/null/cache/iris-workshop cannot be written" in output and "XDG_CACHE_HOME=" in output
 
 
 def tilde(clone: Clone) -> None:
@@ -315,7 +315,7 @@ def proxies(clone: Clone) -> None:
 
 
 def ports(clone: Clone) -> None:
-    """What the local cloud was started on counts, until something else is said."""
+    """What the local cloud was started on counts, until another one is given."""
     (clone.folder / "target/local").mkdir()
     record = {"pid": 1, "GATEWAY_PORT": 14566, "IOT_MTLS_PORT": 18883}
     (clone.folder / "target/local/pid").write_text(json.dumps(record) + "\n")
