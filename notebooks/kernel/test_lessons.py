@@ -18,6 +18,7 @@ from test_notebooks import ROOT, WORK, cloud  # noqa: F401  (a fixture)
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 SOLUTIONS = ROOT / "notebooks/solutions"
+README = (ROOT / "README.md").read_text()
 
 # Rust that a reader of Python may not know. The cell that first uses one lists it in its metadata, `introduces`, and
 # the text before it explains it.
