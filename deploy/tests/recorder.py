@@ -1,4 +1,4 @@
-"""What the deployer and the notebooks ask of AWS: a proxy before the local cloud that writes down each call, read by botocore's models.
+"""What the deployer asks of AWS: a proxy before the local cloud that writes down each call, read by botocore's models.
 
 The models are AWS's own: they say which operations there are, which parameters each takes, and by which pattern. The
 proxy hands everything on as it came, so that signatures stay good.
@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
-from clients import ACCOUNT, REGION
 
 # `problem` says how the call differs from the model: None where it does not.
 Call = namedtuple("Call", "service operation arguments problem")
@@ -258,56 +257,3 @@ def is_like(pattern, value):
     for java, python in KINDS.items():
         pattern = pattern.replace(java, python)
     return re.fullmatch(pattern, value, re.S) is not None
-
-
-# --- with which rights ------------------------------------------------------
-
-# IAM's name of a right, where it is not the operation's; CopyObject reads and writes, and the tags of what is made
-# are a right of their own (Service Authorization Reference).
-RIGHTS = {
-    "cloudformation:CreateChangeSet": "cloudformation:CreateChangeSet cloudformation:TagResource",
-    "lambda:Invoke": "lambda:InvokeFunction", "s3:CopyObject": "s3:GetObject s3:PutObject",
-    "s3:DeleteObjects": "s3:DeleteObject s3:DeleteObjectVersion", "s3:HeadBucket": "s3:ListBucket",
-    "s3:HeadObject": "s3:GetObject",
-    "s3:ListBuckets": "s3:ListAllMyBuckets", "s3:ListObjectVersions": "s3:ListBucketVersions",
-    "s3:ListObjectsV2": "s3:ListBucket", "sqs:ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
-    "sqs:DeleteMessageBatch": "sqs:DeleteMessage",
-}  # fmt: skip
-# Rights that a policy cannot narrow to a resource, by the same reference.
-ON_ALL = {
-    "iot:AttachThingPrincipal", "iot:CreateKeysAndCertificate", "iot:DescribeEndpoint", "iot:DetachThingPrincipal",
-    "iot:ListAttachedPolicies", "iot:ListThingPrincipals", "iot:ListThings", "lambda:GetAccountSettings",
-}  # fmt: skip
-# What the deployer does not need; test_notebooks.py records that the notebooks do.
-ONLY_IN_NOTEBOOKS = {"s3:ListAllMyBuckets", "lambda:UpdateFunctionConfiguration"}
-
-
-def rights(call, stack):
-    """(right, resource) of each right that a call needs. A change set is named by its id alone where it is read before
-    it is deleted: then it is one of `stack`."""
-    operation, given = f"{call.service}:{call.operation}", call.arguments
-    if operation == "sts:GetCallerIdentity":  # everybody may
-        return []
-    names = RIGHTS.get(operation, operation).split()
-    if operation == "s3:GetObject" and "VersionId" in given:
-        names = ["s3:GetObjectVersion"]
-    here = f"{REGION}:{ACCOUNT}"
-    if call.service == "s3":
-        keys = [each["Key"] for each in given.get("Delete", {}).get("Objects", [])] or [given.get("Key")]
-        resources = [f"arn:aws:s3:::{given['Bucket']}" + (f"/{key}" if key else "") for key in keys] if "Bucket" in given else ["*"]
-    elif call.service == "cloudformation":
-        name = given.get("StackName", stack if "ChangeSetName" in given else "*")
-        resources = [name if ":" in name or name == "*" else f"arn:aws:cloudformation:{here}:stack/{name}/x"]
-    elif call.service == "lambda":
-        function = ":".join(given[each] for each in ("FunctionName", "Qualifier") if each in given)
-        resources = [f"arn:aws:lambda:{here}:function:{function}"]
-    elif call.service == "iot":
-        kinds = {"thingName": "thing", "policyName": "policy", "certificateId": "cert"}
-        resources = [f"arn:aws:iot:{here}:{kind}/{given[name]}" for name, kind in kinds.items() if name in given]
-    elif call.service == "sqs":
-        resources = [f"arn:aws:sqs:{here}:{given.get('QueueName') or given['QueueUrl'].rpartition('/')[2]}"]
-    elif call.service == "logs":
-        resources = [f"arn:aws:logs:{here}:log-group:{given['logGroupName']}:*"]
-    else:
-        resources = [given.get("PolicyArn") or given.get("PolicySourceArn") or f"arn:aws:iam::{ACCOUNT}:policy/{given['PolicyName']}"]
-    return [(name, "*" if name in ON_ALL else resource) for name in names for resource in resources or ["*"]]
