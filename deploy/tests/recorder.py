@@ -1,7 +1,7 @@
-"""What the deployer asks of AWS: a proxy before the local cloud that writes down each call, read by botocore's models.
+"""What the deployer and the notebooks ask of AWS: a proxy before the local cloud, read by botocore's models.
 
 The models are AWS's own: they say which operations there are, which parameters each takes, and by which pattern. The
-proxy hands everything on as it came, so that signatures stay good.
+proxy writes down each call, and hands everything on as it came, so that signatures stay good.
 """
 
 import http.client
@@ -29,7 +29,7 @@ class Recorder:
         self.calls, upstream = [], urlsplit(url).netloc
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+            protocol_version, disable_nagle_algorithm = "HTTP/1.1", True  # notebooks measure how long an answer takes
             log_message = lambda *_: None  # noqa: E731
 
             def handle_one_request(handler):
@@ -59,6 +59,7 @@ class Recorder:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.socket.listen(128)  # notebook 5 asks 50 times at once
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self):

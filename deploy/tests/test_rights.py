@@ -8,21 +8,19 @@ local cloud, which enforces IAM and IoT policies. What it does not check is chec
 import base64
 import io
 import json
-import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from botocore import xform_name
 from botocore.exceptions import ClientError
 from clients import (
     ACCOUNT, BUCKET, DEPLOY, FUNCTION, LABEL, REGION, ROOT, ROW, STACK, TARGET, ZIP, Cloud, Device, deployed_cloud, iris,
     request, run, sha256, size, zipped,
 )  # fmt: skip
 from recorder import Recorder
-from recorder import model as recorder_model
-from test_policy import ESCALATIONS, NEEDED, POLICY, allows, as_list, filled, used_by_handlers
+from rights import needed_and_missing, problems
+from test_policy import ESCALATIONS, NEEDED, POLICY, as_list, used_by_handlers
 
 REFUSED = {"AccessDenied", "AccessDeniedException", "ForbiddenException", "UnauthorizedOperation"}
 MEMBERS = size(4, 30)
@@ -265,23 +263,6 @@ def test_a_boundary_of_somebody_else_is_left_alone_and_ours_is_brought_up_to_dat
 
 # --- all that is asked of AWS -----------------------------------------------
 
-# IAM's name of a right, where it is not the operation's; CopyObject reads and writes, and the tags of what is made
-# are a right of their own (Service Authorization Reference).
-RIGHTS = {
-    "cloudformation:CreateChangeSet": "cloudformation:CreateChangeSet cloudformation:TagResource",
-    "lambda:Invoke": "lambda:InvokeFunction", "s3:CopyObject": "s3:GetObject s3:PutObject",
-    "s3:DeleteObjects": "s3:DeleteObject s3:DeleteObjectVersion", "s3:HeadBucket": "s3:ListBucket",
-    "s3:HeadObject": "s3:GetObject",
-    "s3:ListBuckets": "s3:ListAllMyBuckets", "s3:ListObjectVersions": "s3:ListBucketVersions",
-    "s3:ListObjectsV2": "s3:ListBucket", "sqs:ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
-    "sqs:DeleteMessageBatch": "sqs:DeleteMessage",
-}  # fmt: skip
-# Rights that a policy cannot narrow to a resource, by the same reference.
-ON_ALL = {
-    "iot:AttachThingPrincipal", "iot:CreateKeysAndCertificate", "iot:DescribeEndpoint", "iot:DetachThingPrincipal",
-    "iot:ListAttachedPolicies", "iot:ListThingPrincipals", "iot:ListThings", "lambda:GetAccountSettings",
-}  # fmt: skip
-
 NOT_A_PERSONS = {
     "iam:GetPolicyVersion": "the boundary is its owner's to read; on the local cloud a deploy looks whether it is up to date",
     "iam:SimulatePrincipalPolicy": "the account's owner's: without it `make doctor` says that it could not ask",
@@ -291,51 +272,8 @@ NEVER_USED_HERE = {
     "cloudformation:ContinueUpdateRollback": "only after a rollback that failed, which the local cloud cannot make",
     "cloudformation:DescribeEvents": "only after a change set that AWS found wrong beforehand",
     "lambda:ListTags": "GetFunction, which CloudFormation's handlers call, gives the tags only with it",
+    "s3:ListAllMyBuckets": "only in notebook 2, whose calls test_notebooks.py records",
 }
-
-
-def rights(call):
-    """(right, resource) of each right that a call needs."""
-    operation, given = f"{call.service}:{call.operation}", call.arguments
-    if operation == "sts:GetCallerIdentity":  # everybody may
-        return []
-    names = RIGHTS.get(operation, operation).split()
-    if operation == "s3:GetObject" and "VersionId" in given:
-        names = ["s3:GetObjectVersion"]
-    here = f"{REGION}:{ACCOUNT}"
-    if call.service == "s3":
-        keys = [each["Key"] for each in given.get("Delete", {}).get("Objects", [])] or [given.get("Key")]
-        resources = [f"arn:aws:s3:::{given['Bucket']}" + (f"/{key}" if key else "") for key in keys] if "Bucket" in given else ["*"]
-    elif call.service == "cloudformation":
-        # A change set is named by its id alone where it is looked at before it is deleted.
-        stack = given.get("StackName", RECORDED if "ChangeSetName" in given else "*")
-        named = stack if ":" in stack or stack == "*" else f"arn:aws:cloudformation:{here}:stack/{stack}/x"
-        resources = [named]
-    elif call.service == "lambda":
-        function = ":".join(given[each] for each in ("FunctionName", "Qualifier") if each in given)
-        resources = [f"arn:aws:lambda:{here}:function:{function}"]
-    elif call.service == "iot":
-        kinds = {"thingName": "thing", "policyName": "policy", "certificateId": "cert"}
-        resources = [f"arn:aws:iot:{here}:{kind}/{given[name]}" for name, kind in kinds.items() if name in given]
-    elif call.service == "sqs":
-        resources = [f"arn:aws:sqs:{here}:{given.get('QueueName') or given['QueueUrl'].rpartition('/')[2]}"]
-    elif call.service == "logs":
-        resources = [f"arn:aws:logs:{here}:log-group:{given['logGroupName']}:*"]
-    else:
-        resources = [given.get("PolicyArn") or given.get("PolicySourceArn") or f"arn:aws:iam::{ACCOUNT}:policy/{given['PolicyName']}"]
-    return [(name, "*" if name in ON_ALL else resource) for name in names for resource in resources or ["*"]]
-
-
-def rights_of_notebooks():
-    """By their text: the SDK's clients are called `s3` and `lambda` there."""
-    cells = [cell for path in (ROOT / "notebooks").glob("0*.ipynb") for cell in json.loads(path.read_text())["cells"]]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    calls = set(re.findall(r"\b(s3|lambda)\s*\.(?!clone)(\w+)\(\)", text))
-    assert len(calls) >= 8
-    named = {xform_name(name): name for service in ("s3", "lambda") for name in recorder_model(service).operation_names}
-    waiters = {"wait_until_function_updated_v2": "GetFunction"}
-    operations = [f"{service}:{waiters.get(call) or named[call]}" for service, call in calls]
-    return {right for each in operations for right in RIGHTS.get(each, each).split()}
 
 
 RECORDED = "rec"
@@ -377,19 +315,15 @@ def recorded(cloud, model, tmp_path_factory):
 
 def test_every_call_is_as_awss_own_models_have_it(recorded):
     assert len(recorded) > 200
-    assert {(each.service, each.operation, each.problem) for each in recorded if each.problem} == set()
+    assert problems(recorded) == set()
 
 
 def test_every_call_is_allowed_and_every_right_is_used(recorded):
-    stacks = [RECORDED, f"{RECORDED}01", f"{RECORDED}02"]
-    policies = [filled("deployer-policy.json", stack, ACCOUNT, REGION) for stack in stacks]
-    needed = {each for call in recorded for each in rights(call)}
-    missing = {each for each in needed if not any(allows(policy, *each) for policy in policies)}
+    needed, missing = needed_and_missing(recorded, [RECORDED, f"{RECORDED}01", f"{RECORDED}02"])
     assert {(name, on) for name, on in missing if name not in NOT_A_PERSONS} == set()
     assert {name for name, _ in missing} == NOT_A_PERSONS.keys()
-    given = {action for each in policies[0]["Statement"] for action in as_list(each["Action"])}
-    assert rights_of_notebooks() <= given
-    used = {name for name, _ in needed} | rights_of_notebooks()
+    given = {action for each in POLICY["Statement"] for action in as_list(each["Action"])}
+    used = {name for name, _ in needed}
     assert given - used.union(*used_by_handlers().values()) == NEVER_USED_HERE.keys()
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ import pytest
 from test_situations import HOSTILE
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "deploy/tests"))
+
+from recorder import Recorder  # noqa: E402
+from rights import ACCOUNT, needed_and_missing, problems  # noqa: E402
+
 # Two files use it, perhaps side by side.
 WORK = ROOT / "target" / "test-notebooks" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 # The fifth waits six minutes for containers to grow cold.
@@ -54,7 +60,8 @@ def cloud() -> Iterator[dict[str, str]]:
 
 
 def test_every_committed_output_is_what_the_cell_gives_today_and_nobody_else_is_called() -> None:
-    """On a machine whose AWS settings all lead elsewhere. Where strace is, it says who was called."""
+    """On a machine whose AWS settings all lead elsewhere. Where strace is, it says who was called. What the kernels and
+    their `!make` ask of AWS goes through a recorder: AWS's models know each call, and the deployer's policy allows it."""
     run = [".venv/bin/python", "notebooks/kernel/run.py", "--check", "--out", str(WORK), *map(str, NOTEBOOKS)]
     assert NOTEBOOKS, "no notebooks found"
     script = 'make local && { "$@"; code=$?; make stop; exit $code; }'
@@ -62,9 +69,20 @@ def test_every_committed_output_is_what_the_cell_gives_today_and_nobody_else_is_
     calls.parent.mkdir(parents=True, exist_ok=True)
     if shutil.which("strace"):
         command = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect", "-o", str(calls), *command]
-    done = subprocess.run(command, cwd=ROOT, env=settings() | HOSTILE, timeout=1800)
+    ours, redirect = settings(), WORK.with_suffix(".mk")
+    with Recorder(f"http://127.0.0.1:{ours['GATEWAY_PORT']}") as recorder:
+        # Each make below reads this file first. The cloud, and the functions that it runs, keep their own address.
+        redirect.write_text(f"override AWS_ENDPOINT_URL := {recorder.url}\n")
+        done = subprocess.run(command, cwd=ROOT, env=ours | HOSTILE | {"MAKEFILES": str(redirect)}, timeout=1800)
     if done.returncode:
         pytest.fail("a notebook failed or is stale; what it printed above says which cell", pytrace=False)
     if command[0] == "strace":
         called = CALLED.findall(calls.read_text(errors="replace"))
         assert len(called) > 100 and {*called} <= {"127.0.0.1", "::1"}, {*called}
+    assert len(recorder.calls) > 50
+    assert problems(recorder.calls) == set()
+    needed, missing = needed_and_missing(recorder.calls, ["iris", "penguins", "wine"])
+    # Its owner's rights: on the local cloud a deploy makes the boundary, and looks whether it is up to date.
+    boundary = f"arn:aws:iam::{ACCOUNT}:policy/iris-workshop-boundary"
+    assert missing <= {("iam:CreatePolicy", boundary), ("iam:GetPolicyVersion", boundary)}
+    assert ("s3:ListAllMyBuckets", "*") in needed  # or it must leave the policy: nobody else uses it (test_rights.py)
