@@ -110,7 +110,10 @@ pub async fn create(cloud: &Cloud, class: &Members, code: &Path) -> Result<()> {
     // Another person's stack of that name is not ours to change, or to delete with the class later.
     for name in &stacks {
         let member = cloud.member(name.clone());
-        if let Some(there) = stack::describe(&member).await? {
+        let Some(there) = stack::describe(&member).await? else {
+            continue;
+        };
+        for there in stack::tagged(&member, there).await? {
             ours::stack(&member, &there)?;
             ensure!(
                 stack::class_of(&there) == member.class.as_deref(),

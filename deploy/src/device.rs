@@ -190,12 +190,11 @@ async fn make(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Re
     endpoint["host"] = json!(host);
     endpoint["port"] = json!(port);
     endpoint["client_id"] = json!(client_id);
-    let recorded = recorded(dir);
-    endpoint[CERTIFICATE] = json!(recorded);
+    endpoint[CERTIFICATE] = json!(recorded(dir));
     write_endpoint(dir, &endpoint)?;
     write_private(&dir.join("ca.pem"), ca)?;
     if !known {
-        remove_certificates(cloud, &iot, client_id, recorded.into_iter().collect()).await?;
+        remove_certificates(cloud, &iot, client_id, Some((dir, endpoint.clone()))).await?;
         // From here on Ctrl-C waits: a certificate that is not attached yet is hard to find again.
         let _ctrl_c = signal(SignalKind::interrupt())?;
         new_certificate(cloud, &iot, client_id, dir, endpoint).await?;
@@ -203,11 +202,16 @@ async fn make(cloud: &Cloud, client_id: &str, dir: &Path, broker: &Broker) -> Re
     Ok(!known)
 }
 
+/// The endpoint file of a device's folder.
+fn read_endpoint(dir: &Path) -> Option<Value> {
+    let text = fs::read_to_string(dir.join(ENDPOINT)).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
 /// The id of the certificate that is recorded in a device's folder.
 fn recorded(dir: &Path) -> Option<String> {
-    let text = fs::read_to_string(dir.join(ENDPOINT)).ok()?;
-    let endpoint: Value = serde_json::from_str(&text).ok()?;
-    endpoint[CERTIFICATE].as_str().map(str::to_owned)
+    let id = read_endpoint(dir)?[CERTIFICATE].as_str()?.to_owned();
+    Some(id)
 }
 
 fn write_endpoint(dir: &Path, endpoint: &Value) -> Result<()> {
@@ -270,23 +274,34 @@ async fn certificate_ids(iot: &Iot<'_>, thing: &str) -> Result<Vec<String>> {
     found.with_context(|| format!("could not read thing {thing}"))
 }
 
-/// Deactivate, detach and delete every certificate of a thing, and the `recorded` ones.
-pub async fn remove_certificates(
+/// Deactivate, detach and delete every certificate of a thing, and the one that is recorded in its folder. Where there
+/// is a folder, the id of each is written to disk before it is detached.
+async fn remove_certificates(
     cloud: &Cloud,
     iot: &Iot<'_>,
-    thing: &str,
-    recorded: Vec<String>,
+    name: &str,
+    mut folder: Option<(&Path, Value)>,
 ) -> Result<()> {
-    let attached = certificate_ids(iot, thing).await?;
-    let detached = recorded.iter().filter(|id| !attached.contains(id));
-    let all = attached.iter().map(|id| (id, true));
-    for (id, attached) in all.chain(detached.map(|id| (id, false))) {
-        let (name, thing) = (thing, attached.then_some(thing));
-        remove_certificate(cloud, iot, thing, id)
-            .await
-            .with_context(|| {
-                format!("could not remove certificate {id} of {name}: run the same command again")
-            })?;
+    let remove = async |thing, id: &str| {
+        let removed = remove_certificate(cloud, iot, thing, id).await;
+        removed.with_context(|| {
+            format!("could not remove certificate {id} of {name}: run the same command again")
+        })
+    };
+    let attached = certificate_ids(iot, name).await?;
+    if let Some(id) = folder.as_ref().and_then(|(_, e)| e[CERTIFICATE].as_str())
+        && !attached.iter().any(|other| other == id)
+    {
+        remove(None, id).await?;
+    }
+    for id in &attached {
+        if let Some((dir, endpoint)) = &mut folder
+            && endpoint[CERTIFICATE] != *id.as_str()
+        {
+            endpoint[CERTIFICATE] = json!(id);
+            write_endpoint(dir, endpoint)?;
+        }
+        remove(Some(name), id).await?;
     }
     Ok(())
 }
@@ -325,8 +340,7 @@ async fn remove_certificate(
     Ok(())
 }
 
-/// Remove a device of which `destroy` has found the thing, the folder, or both. The id of its certificate is written to
-/// disk before anything is detached.
+/// Remove a device of which `destroy` has found the thing, the folder, or both.
 pub async fn remove(cloud: &Cloud, devices: &Path, port: u16, client_id: &str) -> Result<()> {
     let iot = cloud.iot();
     let name = client_id
@@ -334,20 +348,18 @@ pub async fn remove(cloud: &Cloud, devices: &Path, port: u16, client_id: &str) -
         .unwrap_or(client_id);
     let dir = devices.join(name);
     let ours = || belongs(cloud, &dir, Some(port));
-    let mut recorded: Vec<String> = recorded(&dir).into_iter().filter(|_| ours()).collect();
     match iot.thing(client_id).await? {
         // Check again: since the list was made, it may have become somebody else's.
         Some(attributes) if ours::thing(cloud, client_id, &attributes) => {
-            if let Some(attached) = certificate_ids(&iot, client_id).await?.first()
-                && !dir.exists()
-            {
+            if !dir.exists() {
                 private_folder(&dir)?;
                 let mut endpoint = ours::mark(cloud);
                 endpoint["client_id"] = json!(client_id);
-                endpoint[CERTIFICATE] = json!(attached);
                 write_endpoint(&dir, &endpoint)?;
             }
-            remove_certificates(cloud, &iot, client_id, recorded).await?;
+            let endpoint = read_endpoint(&dir).filter(|_| ours());
+            let folder = endpoint.map(|endpoint| (dir.as_path(), endpoint));
+            remove_certificates(cloud, &iot, client_id, folder).await?;
             patiently(&format!("thing {client_id}"), || {
                 iot.delete_thing(client_id)
             })
@@ -355,7 +367,7 @@ pub async fn remove(cloud: &Cloud, devices: &Path, port: u16, client_id: &str) -
         }
         Some(_) => println!("thing {client_id} is not ours any more: it stays"),
         None => {
-            if let Some(id) = recorded.pop() {
+            if let Some(id) = recorded(&dir).filter(|_| ours()) {
                 remove_certificate(cloud, &iot, None, &id).await.with_context(|| {
                     format!("could not remove certificate {id} of {client_id}: run `make destroy` again")
                 })?;
@@ -412,11 +424,9 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
 /// Whether a device folder is this stack's, in this cloud. Local clouds differ by their port, where it matters: one
 /// that was made when there was no broker to connect to has none.
 pub fn belongs(cloud: &Cloud, dir: &Path, port: Option<u16>) -> bool {
-    let file = dir.join(ENDPOINT);
-    let text = fs::read_to_string(&file).unwrap_or_default();
-    let endpoint: Value = serde_json::from_str(&text).unwrap_or_default();
+    let endpoint = read_endpoint(dir).unwrap_or_default();
     let elsewhere = port.filter(|_| cloud.target == Target::Local);
-    ours::file(cloud, &file)
+    ours::file(cloud, &dir.join(ENDPOINT))
         && elsewhere.is_none_or(|port| endpoint["port"].is_null() || endpoint["port"] == port)
 }
 
@@ -463,5 +473,25 @@ mod tests {
         for bad in ["", "..", "a/b", "a+b", "#", "a b", &"x".repeat(65)] {
             assert!(bad.parse::<DeviceName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_what_aws_says_while_it_is_at_work_is_tried_again() {
+        let refused = |code: &str, message: &str| {
+            anyhow::Error::new(CallError::Refused {
+                status: 409,
+                code: code.to_owned(),
+                message: message.to_owned(),
+            })
+        };
+        assert!(is_busy(&refused("DeleteConflictException", "")));
+        assert!(is_busy(&refused("CertificateStateException", "")));
+        assert!(is_busy(&refused(
+            "InvalidRequestException",
+            "a principal is still attached"
+        )));
+        assert!(!is_busy(&refused("InvalidRequestException", "no")));
+        assert!(!is_busy(&refused("AccessDeniedException", "")));
+        assert!(!is_busy(&anyhow::anyhow!("DeleteConflictException")));
     }
 }

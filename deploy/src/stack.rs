@@ -57,13 +57,20 @@ pub async fn of_class(cloud: &Cloud) -> Result<Vec<StackName>> {
     let mut names = Vec::new();
     while let Some(stack) = pages.next().await {
         let stack = stack.context("could not list the stacks")?;
-        let gone = stack.stack_status() == Some(&StackStatus::DeleteComplete);
-        if class_of(&stack) == Some(&wanted) && !gone {
-            let name = stack.stack_name().unwrap_or_default();
-            // A stack with the tag and another name was tagged by mistake.
-            let name = name.parse::<StackName>().ok();
-            let ours = |name: &StackName| ours::stack(&cloud.member(name.clone()), &stack).is_ok();
-            names.extend(name.filter(ours));
+        let name = stack.stack_name().unwrap_or_default();
+        if stack.stack_status() == Some(&StackStatus::DeleteComplete) || !name.starts_with(&wanted)
+        {
+            continue;
+        }
+        let Ok(name) = name.parse::<StackName>() else {
+            continue;
+        };
+        let member = cloud.member(name.clone());
+        // A stack with the tag and another name was tagged by mistake.
+        let ours = |s: &Stack| class_of(s) == Some(&wanted) && ours::stack(&member, s).is_ok();
+        let tagged = tagged(&member, stack).await?;
+        if !tagged.is_empty() && tagged.iter().all(ours) {
+            names.push(name);
         }
     }
     names.sort_unstable_by_key(StackName::to_string);
@@ -676,25 +683,33 @@ pub async fn to_delete(cloud: &Cloud) -> Result<Option<Stack>> {
     Ok(Some(stack))
 }
 
-/// Refuse a stack that is not ours. One that was never created has no tags yet, but its change sets have them.
+/// Refuse a stack that is not ours.
 async fn deletable(cloud: &Cloud, stack: &Stack) -> Result<()> {
-    if stack.stack_status() != Some(&StackStatus::ReviewInProgress) {
-        return ours::stack(cloud, stack);
+    for tagged in tagged(cloud, stack.clone()).await? {
+        ours::stack(cloud, &tagged)?;
     }
-    for id in change_sets(cloud, stack).await? {
+    Ok(())
+}
+
+/// The stack with its tags. One that was never created has none yet, but each of its change sets has them.
+pub async fn tagged(cloud: &Cloud, stack: Stack) -> Result<Vec<Stack>> {
+    if stack.stack_status() != Some(&StackStatus::ReviewInProgress) {
+        return Ok(vec![stack]);
+    }
+    let mut tagged = Vec::new();
+    for id in change_sets(cloud, &stack).await? {
         let set = client(cloud).describe_change_set().change_set_name(&id);
         let set = set.send().await;
         let set = set.with_context(|| format!("could not read change set {id}"))?;
         let tags = Some(set.tags().to_vec());
-        ours::stack(
-            cloud,
-            &Stack::builder()
+        tagged.push(
+            Stack::builder()
                 .set_stack_id(set.stack_id)
                 .set_tags(tags)
                 .build(),
-        )?;
+        );
     }
-    Ok(())
+    Ok(tagged)
 }
 
 /// How long AWS may keep a device policy in use after it was detached: up to five minutes, in which its stack cannot be
@@ -703,6 +718,11 @@ async fn deletable(cloud: &Cloud, stack: &Stack) -> Result<()> {
 const LET_GO: Duration = Duration::from_secs(420);
 /// The resource that AWS keeps in use.
 const HELD: &str = "DevicePolicy";
+
+/// Whether what failed is that resource alone. Where no resource failed, waiting does not help either.
+fn only_held(failed: &[(String, String)]) -> bool {
+    !failed.is_empty() && failed.iter().all(|(resource, _)| resource == HELD)
+}
 
 /// Delete this very stack, not another of its name, and wait until it is gone.
 pub async fn delete(cloud: &Cloud, stack: &Stack) -> Result<()> {
@@ -735,9 +755,8 @@ pub async fn delete(cloud: &Cloud, stack: &Stack) -> Result<()> {
                 .to_owned();
         }
         let reason = reason.trim_start_matches("; ");
-        let only_held = left.iter().all(|(resource, _)| resource == HELD);
         ensure!(
-            only_held && started.elapsed() < LET_GO,
+            only_held(&left) && started.elapsed() < LET_GO,
             "stack {name} could not be deleted ({reason}): clear that, then run `make destroy` again"
         );
         println!("AWS still uses resources of {name} ({reason}): trying again");
@@ -761,4 +780,21 @@ async fn deleted(cloud: &Cloud, id: &str) -> Result<Option<Stack>> {
         tokio::time::sleep(cloud.poll()).await;
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_device_policy_that_aws_holds_is_waited_for() {
+        let failed = |names: &[&str]| -> Vec<_> {
+            let failure = |name: &&str| ((*name).to_owned(), "in use".to_owned());
+            names.iter().map(failure).collect()
+        };
+        assert!(only_held(&failed(&["DevicePolicy"])));
+        for others in [&["DevicePolicy", "Bucket"][..], &["Bucket"], &[]] {
+            assert!(!only_held(&failed(others)), "{others:?}");
+        }
+    }
 }

@@ -6,6 +6,9 @@ another terminal changes it. The deployer is the real one. Each test sees what w
 """
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import threading
@@ -19,11 +22,18 @@ from clients import DEPLOY, ROOT, ZIP, run
 
 OURS = {"project": "iris-workshop", "stack": "del"}
 HERE, ELSEWHERE = "111111111111", "222222222222"
+BUCKET = f"del-{HERE}-us-east-1"
+
+
+class Raw(str):
+    """XML already."""
 
 
 def xml(tag, content):
     """Nested: a list becomes <member>s."""
-    if isinstance(content, dict):
+    if isinstance(content, Raw):
+        pass
+    elif isinstance(content, dict):
         content = "".join(xml(*each) for each in content.items())
     elif isinstance(content, list):
         content = "".join(xml("member", each) for each in content)
@@ -39,12 +49,13 @@ class Refused(Exception):
 
 
 class Aws:
-    """The stand-in. `before[call]` is done before that call is answered; `calls` are all that change something."""
+    """The stand-in. `before[call]` is done before that call is answered; `calls` are all that change something. Lists
+    come in pages of one, those of a bucket in pages of 600."""
 
     def __init__(self):
         self.account, self.region, self.made = HERE, "us-east-1", 0
         self.stacks, self.sets, self.things, self.certificates = [], {}, {}, {}
-        self.calls, self.before, self.refuse = [], {}, {}
+        self.calls, self.before, self.refuse, self.buckets = [], {}, {}, {}
         self.delete_fails = self.continue_fails = None
         self.boundary = True  # is there; nobody here may read it
         self.letters, self.asked, self.call_takes = {}, [], 0
@@ -58,7 +69,8 @@ class Aws:
                 if target := self.headers.get("x-amz-target"):
                     return self.say(json.dumps(aws.sqs(target.rpartition(".")[2], json.loads(body))))
                 if self.path.endswith("/invocations?Qualifier=live"):
-                    return self.say(json.dumps(aws.invoke(json.loads(body))))
+                    reply = aws.invoke(json.loads(body))
+                    return self.say(json.dumps(reply)) if reply is not None else self.say("{}", 403, "AccessDeniedException")
                 query = self.command == "POST" and self.path == "/"
                 try:
                     status, reply, code = 200, (aws.query if query else aws.rest)(self, body), None
@@ -99,10 +111,10 @@ class Aws:
 
     # --- stacks
 
-    def stack(self, *script, tags=OURS, name="del", account=None):
+    def stack(self, *script, tags=OURS, name="del", account=None, region=None):
         """A stack that shows these states, one a look; the last one stays."""
         self.made += 1
-        arn = f"arn:aws:cloudformation:{self.region}:{account or self.account}:stack/{name}/{self.made}"
+        arn = f"arn:aws:cloudformation:{region or self.region}:{account or self.account}:stack/{name}/{self.made}"
         made = {"id": arn, "name": name, "script": list(script), "tags": dict(tags), "events": [], "outputs": {}}
         self.stacks.append(made)
         return made
@@ -131,9 +143,17 @@ class Aws:
     def GetCallerIdentity(self, _):
         return {"Account": self.account, "Arn": f"arn:aws:iam::{self.account}:user/x", "UserId": "x"}
 
+    def page(self, all, token):
+        """One of them, and the token for the next."""
+        at = int(token or 0)
+        return all[at : at + 1], {"NextToken": at + 1} if at + 1 < len(all) else {}
+
     def DescribeStacks(self, asked):
-        stacks = [self.find(asked["StackName"])] if "StackName" in asked else self.stacks
-        listed = []
+        listed, next = [], {}
+        if "StackName" in asked:
+            stacks = [self.find(asked["StackName"])]
+        else:
+            stacks, next = self.page(self.stacks, asked.get("NextToken"))
         for stack in stacks:
             tags = [{"Key": key, "Value": value} for key, value in stack["tags"].items()]
             outputs = [{"OutputKey": key, "OutputValue": value} for key, value in stack["outputs"].items()]
@@ -141,7 +161,7 @@ class Aws:
                            "CreationTime": "2026-11-26T00:00:00Z", "Tags": tags, "Outputs": outputs})  # fmt: skip
             if len(stack["script"]) > 1:
                 stack["script"].pop(0)
-        return {"Stacks": listed}
+        return {"Stacks": listed, **next}
 
     def DescribeStackEvents(self, asked):
         return {"StackEvents": self.find(asked["StackName"])["events"]}
@@ -169,8 +189,9 @@ class Aws:
 
     def ListChangeSets(self, asked):
         stack = self.find(asked["StackName"])
-        return {"Summaries": [{"ChangeSetId": id, "StackId": each["stack"]["id"]} for id, each in self.sets.items()
-                              if each["stack"] is stack]}  # fmt: skip
+        sets = [{"ChangeSetId": id, "StackId": stack["id"]} for id, each in self.sets.items() if each["stack"] is stack]
+        sets, next = self.page(sets, asked.get("NextToken"))
+        return {"Summaries": sets, **next}
 
     def DeleteChangeSet(self, asked):
         self.sets.pop(asked["ChangeSetName"], None)
@@ -185,6 +206,10 @@ class Aws:
 
     def DeleteStack(self, asked):
         stack = self.find(asked["StackName"])
+        if self.status(stack) == "DELETE_COMPLETE":
+            return {}
+        # AWS would refuse this one, too.
+        assert not any(f"{stack['name']}-device" in each["policies"] for each in self.certificates.values())
         stack["script"] = ["DELETE_IN_PROGRESS", "DELETE_COMPLETE"]
         self.event(stack, stack["name"], "DELETE_IN_PROGRESS")
         if self.delete_fails:
@@ -230,6 +255,8 @@ class Aws:
         return {}
 
     def invoke(self, event):
+        if event["id"] in self.refuse:
+            return None
         began = time.monotonic()
         time.sleep(self.call_takes)
         self.asked.append((event["id"], self.letters[event["id"]] - began))
@@ -240,6 +267,8 @@ class Aws:
     def rest(self, request, body):
         url = urlsplit(request.path)
         kind, *names = [unquote(part) for part in url.path.strip("/").split("/")]
+        if kind in self.buckets:
+            return self.s3(request, kind, parse_qs(url.query, keep_blank_values=True), body)
         call = f"{request.command} {kind}" + (" principals" if names[1:] == ["principals"] else "")
         self.happens(call, names[0].rpartition("/")[2] if names else "")
         arn = request.headers.get("x-amzn-principal", "")
@@ -250,7 +279,7 @@ class Aws:
         if call == "GET things" and not names:
             wanted = parse_qs(url.query)["attributeValue"][0]
             listed = [{"thingName": name, "attributes": each} for name, each in self.things.items() if each.get("stack") == wanted]
-            return json.dumps({"things": listed})
+            return self.listed("things", listed, url)
         if call == "POST things":
             if self.things.setdefault(names[0], json.loads(body)["attributePayload"]["attributes"]) is None:
                 raise Refused(409, "ResourceAlreadyExistsException", "other attributes")
@@ -259,7 +288,7 @@ class Aws:
             if call == "GET things":
                 return json.dumps({"attributes": self.things[names[0]]})
             if call == "GET things principals":
-                return json.dumps({"principals": [self.arn(id) for id, c in self.certificates.items() if names[0] in c["things"]]})
+                return self.listed("principals", [self.arn(id) for id, c in self.certificates.items() if names[0] in c["things"]], url)
             if call == "DELETE things":
                 assert not any(names[0] in c["things"] for c in self.certificates.values())
                 return json.dumps(self.things.pop(names[0]) and {})
@@ -291,11 +320,42 @@ class Aws:
         code = "NoSuchBucket" if kind.startswith("del") else "ResourceNotFoundException"
         raise Refused(404, code, "there is no such thing")
 
+    def listed(self, field, all, url):
+        all, next = self.page(all, parse_qs(url.query).get("nextToken", ["0"])[0])
+        return json.dumps({field: all, **{"nextToken": str(token) for token in next.values()}})
+
     def arn(self, id):
         return f"arn:aws:iot:{self.region}:{self.account}:cert/{id}"
 
     def certificate(self, id, status="ACTIVE", things=("del-lily",), policies=("del-device",)):
         self.certificates[id] = {"status": status, "things": list(things), "policies": list(policies)}
+
+
+    # --- buckets: {name: (tags, [(what, key, version)])}
+
+    def s3(self, request, name, asked, body):
+        tags, objects = self.buckets[name]
+        if request.command == "GET" and not asked.keys() & {"tagging", "versions"}:  # the body for a version
+            return next(body.decode() for _, key, body in objects if request.path.startswith(f"/{name}/{key}"))
+        what = next(iter(asked.keys() & {"tagging", "versions", "delete"}), "bucket")
+        self.happens(f"{request.command} {what}", name)
+        if what == "tagging":
+            if not tags:
+                raise Refused(404, "NoSuchTagSet", "it has no tags")
+            return xml("Tagging", {"TagSet": Raw("".join(xml("Tag", {"Key": k, "Value": v}) for k, v in tags.items()))})
+        if what == "versions":
+            at = int(asked.get("key-marker", [0])[0])
+            listed = "".join(xml(kind, {"Key": key, "VersionId": version, "Size": 1}) for kind, key, version in objects[at : at + 600])
+            more = at + 600 < len(objects)
+            return xml("ListVersionsResult", Raw(xml("IsTruncated", str(more).lower()) + xml("NextKeyMarker", at + 600) * more + listed))
+        if what == "delete":
+            gone = re.findall("<Key>(.*?)</Key><VersionId>(.*?)</VersionId>", body)
+            assert 0 < len(gone) <= 1000
+            kept = [key for key, _ in gone if key in self.refuse]
+            objects[:] = [each for each in objects if each[1:] not in gone or each[1] in kept]
+            return xml("DeleteResult", Raw("".join(xml("Error", {"Key": key, "Code": "AccessDenied", "Message": "held"}) for key in kept)))
+        assert request.command == "DELETE" and not objects
+        return self.buckets.pop(name) and ""
 
 
 @pytest.fixture
@@ -416,6 +476,46 @@ def test_a_state_that_no_command_here_leads_to_is_said(aws, deployer):
     assert code == 1 and "roll it back in the CloudFormation console" in said and aws.calls == []
 
 
+# --- a question that is not answered by yes ---------------------------------
+
+
+def all_of_it(aws, deployer):
+    """One of each that can be deleted: a stack, its device and folder, a class's stack and folder."""
+    aws.stack("CREATE_COMPLETE")
+    aws.stack("CREATE_COMPLETE", name="del01", tags={**OURS, "stack": "del01", "class": "del"})
+    assert deployer("device", "lily", "--dir", deployer.devices, target="aws", YES="1")[0] == 0
+    deployer.archives.mkdir()
+    (deployer.archives / "class.json").write_text(json.dumps({**OURS, "target": "aws", "account": HERE, "region": "us-east-1"}))
+    aws.calls.clear()
+
+
+@pytest.mark.parametrize("answer", [None, "n", "", "ja", "y es", "y"])
+def test_without_a_yes_nothing_is_deleted(aws, deployer, answer):
+    all_of_it(aws, deployer)
+    for arguments in (["destroy", "--dir", deployer.devices], ["class-destroy", "--dir", deployer.archives]):
+        before = place(deployer.devices), place(deployer.archives)
+        command, environment = deployer.command(*arguments, target="aws")
+        terminal, theirs = pty.openpty()
+        os.write(terminal, f"{answer}\n".encode())
+        with open(theirs) as keyboard:
+            keyboard = subprocess.DEVNULL if answer is None else keyboard
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdin=keyboard, capture_output=True, text=True, timeout=60)
+        os.close(terminal)
+        if answer == "y":
+            assert done.returncode == 0 and f"in AWS account {HERE}, region us-east-1? [y/N]" in done.stdout, done.stderr
+        else:
+            assert done.returncode == 1 and ("nobody is here to ask" if answer is None else "stopped, nothing was changed") in done.stderr
+            assert aws.calls == [] and before == (place(deployer.devices), place(deployer.archives))
+    if answer == "y":
+        assert not aws.things and not aws.certificates and {aws.status(each) for each in aws.stacks} == {"DELETE_COMPLETE"}
+
+
+def test_a_roll_back_is_not_continued_without_a_yes(aws, deployer):
+    aws.stack("UPDATE_ROLLBACK_FAILED")
+    code, said = deployer("up", ZIP, target="aws")
+    assert code == 1 and "Continue the roll-back of stack del" in said and aws.calls == []
+
+
 # --- another terminal -------------------------------------------------------
 
 
@@ -463,6 +563,47 @@ def test_destroy_deletes_the_stack_that_it_listed_and_no_other(aws, deployer):
     assert code == 0 and deletes(aws) == ["DeleteStack 2"], said
 
 
+def test_what_is_left_of_a_stack_is_deleted_only_while_it_is_as_it_was_shown(aws, deployer):
+    aws.stack("ROLLBACK_COMPLETE", "DELETE_IN_PROGRESS", "DELETE_COMPLETE")
+    code, said = deployer("up", ZIP)
+    assert code == 1 and "stack del has changed meanwhile" in said and aws.calls == []
+    stack = aws.stack("ROLLBACK_COMPLETE")
+    aws.before["DescribeStacks"] = lambda: aws.before.update(DescribeStacks=lambda: other_stack(aws))
+    code, said = deployer("up", ZIP)
+    assert code == 1 and "stack del has changed meanwhile" in said and aws.calls == []
+    assert aws.status(stack) == "DELETE_COMPLETE" and aws.status(aws.find("del")) == "CREATE_COMPLETE"
+
+
+def test_a_stack_that_is_made_in_the_last_moment_is_not_deleted(aws, deployer):
+    stack = aws.stack("CREATE_COMPLETE")
+    aws.before["DeleteStack"] = lambda: other_stack(aws)
+    assert deployer("destroy", "--dir", deployer.devices)[0] == 0
+    assert aws.status(stack) == "DELETE_COMPLETE" and aws.status(aws.find("del")) == "CREATE_COMPLETE"
+
+
+def test_a_stack_that_has_become_somebody_elses_after_the_question_stays(aws, deployer):
+    stack = aws.stack("CREATE_COMPLETE")
+    looks = iter(range(3))
+
+    def look():
+        if next(looks) < 2:
+            aws.before["DescribeStacks"] = look
+        else:  # the third is the last before it is deleted
+            stack["tags"] = {}
+
+    aws.before["DescribeStacks"] = look
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and "has no tag" in said and aws.calls == []
+
+
+def test_a_device_that_is_made_meanwhile_is_said_and_goes_with_the_next_run(aws, deployer):
+    aws.stack("CREATE_COMPLETE")
+    aws.before["DeleteStack"] = lambda: aws.things.update({"del-late": OURS})
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and "devices are left: del-late: run `make destroy` again" in said
+    assert deployer("destroy", "--dir", deployer.devices)[0] == 0 and not aws.things
+
+
 # --- somebody else's --------------------------------------------------------
 
 FOREIGN = {"no tags": {}, "another project": {**OURS, "project": "x"}, "another stack's": {**OURS, "stack": "x"}}
@@ -472,14 +613,26 @@ FOREIGN = {"no tags": {}, "another project": {**OURS, "project": "x"}, "another 
 @pytest.mark.parametrize("tags", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("state", ["UPDATE_COMPLETE", "ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED"])
 def test_a_foreign_stack_is_left_alone(aws, deployer, command, tags, state):
-    aws.stack(state, tags=tags)
+    aws.stack(state, tags=tags)["outputs"] = {"BucketName": BUCKET}
+    aws.buckets[BUCKET] = tags, [("Version", "a", "1")]
     code, said = deployer(command, *([ZIP] if command in ("up", "plan") else []))
     assert code == 1 and "has no tag project=iris-workshop" in said and "choose another STACK" in said
     assert aws.calls == []
 
 
+@pytest.mark.parametrize("command", ["destroy", "up", "plan", "bucket", "class-destroy"])
+@pytest.mark.parametrize("elsewhere", [{"account": ELSEWHERE}, {"region": "eu-west-1"}], ids=["account", "region"])
+def test_a_stack_of_another_account_or_region_is_left_alone(aws, deployer, command, elsewhere):
+    aws.stack("ROLLBACK_COMPLETE", **elsewhere)
+    aws.stack("ROLLBACK_COMPLETE", name="del01", tags={**OURS, "stack": "del01", "class": "del"}, **elsewhere)
+    code, said = deployer(command, *([ZIP] if command in ("up", "plan") else []))
+    assert f"stack del in account {HERE}, region us-east-1 has no tag" in said or "nothing of class del is there" in said
+    assert aws.calls == []
+
+
 def test_a_foreign_stack_under_review_is_not_destroyed_and_ours_is(aws, deployer):
     stack = aws.stack("REVIEW_IN_PROGRESS", tags={})
+    aws.change_set(stack)
     theirs = aws.change_set(stack, tags={})
     code, said = deployer("destroy", "--dir", deployer.devices)
     assert code == 1 and "has no tag" in said and aws.calls == []
@@ -489,8 +642,9 @@ def test_a_foreign_stack_under_review_is_not_destroyed_and_ours_is(aws, deployer
 
 
 def test_a_thing_of_the_same_attribute_but_not_ours_stays(aws, deployer):
-    aws.things |= {"del-lily": OURS, "del-theirs": {"stack": "del"}, "other-lily": OURS}
-    aws.certificate("c1")
+    aws.things |= {"del-lily": OURS, "del-theirs": {"stack": "del"}, "other-lily": OURS, "del-rose": OURS}
+    for id in ("c1", "c2", "c3"):
+        aws.certificate(id, things=["del-rose" if id == "c3" else "del-lily"])
     code, said = deployer("destroy", "--dir", deployer.devices)
     assert code == 0 and list(aws.things) == ["del-theirs", "other-lily"] and aws.certificates == {}, said
 
@@ -511,6 +665,40 @@ def test_a_certificate_with_other_rights_too_is_only_detached(aws, deployer):
     code, said = deployer("destroy", "--dir", deployer.devices)
     assert code == 0 and "certificate c1 has other policies" in said
     assert aws.certificates["c1"] == {"status": "ACTIVE", "things": [], "policies": ["del-device", "theirs"]}
+
+
+TAGS = {"ours": OURS, **FOREIGN}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+@pytest.mark.parametrize("stack", [False, True])
+def test_of_buckets_without_a_stack_only_ours_is_emptied_and_deleted(aws, deployer, tags, stack):
+    objects = [("Version", "a", "1"), ("DeleteMarker", "a", "2")]
+    aws.buckets[BUCKET] = tags, list(objects)
+    if stack:  # one that broke off before the bucket became its own
+        aws.stack("ROLLBACK_COMPLETE")
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and (BUCKET in aws.buckets) == (tags != OURS), said
+    assert tags == OURS or aws.buckets[BUCKET] == (tags, objects)
+
+
+def test_a_bucket_of_many_objects_is_emptied_whole_and_a_second_run_finishes(aws, deployer):
+    objects = [("Version" if n % 2 else "DeleteMarker", f"k{n}", f"v{n}") for n in range(1201)]
+    aws.buckets[BUCKET] = OURS, objects
+    aws.refuse["k1100"] = True
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and f"could not delete s3://{BUCKET}/k1100: held" in said and "1201 object versions" in said
+    assert [key for _, key, _ in objects] == ["k1100"]
+    aws.refuse.clear()
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and not aws.buckets, said
+
+
+def test_a_bucket_that_nobody_may_look_at_is_not_taken_for_none(aws, deployer):
+    aws.buckets[BUCKET] = OURS, []
+    aws.refuse["GET tagging"] = True
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 1 and f"could not look whose bucket {BUCKET} is" in said and aws.calls == []
 
 
 # --- another target, account, region or stack -------------------------------
@@ -545,6 +733,32 @@ def test_a_devices_keys_are_not_touched_from_elsewhere(aws, deployer, elsewhere,
     assert "nothing of stack" in said or "belongs to another stack, account or region" in said
 
 
+@pytest.mark.parametrize("elsewhere", ELSEWHERES)
+def test_nor_where_a_device_of_the_same_name_is_deleted(aws, deployer, elsewhere):
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
+    [known] = aws.certificates
+    aws.certificate(known, things=[], policies=[])  # as where the making was broken off: no policy says whose it is
+    before, settings = place(deployer.devices), move(aws, elsewhere)
+    stack = settings.get("STACK", "del")
+    aws.things = {f"{stack}-lily": {**OURS, "stack": stack}}
+    aws.certificate("c", things=[f"{stack}-lily"], policies=[f"{stack}-device"])
+    code, said = deployer("destroy", "--dir", deployer.devices, **settings)
+    assert code == 0 and place(deployer.devices) == before, said
+    assert list(aws.certificates) == [known] and not aws.things
+
+
+def test_a_local_clouds_keys_are_known_by_its_port_and_those_of_aws_by_none(aws, deployer):
+    for target in ("local", "aws"):
+        there = {"target": target, "YES": "1"}
+        assert deployer("device", "lily", "--dir", deployer.devices, "--port", 8883, **there)[0] == 0
+        aws.things.clear(), aws.certificates.clear()  # the other cloud has none
+        before = place(deployer.devices)
+        code, said = deployer("destroy", "--dir", deployer.devices, "--port", 8884, **there)
+        assert code == 0 and place(deployer.devices) == (before if target == "local" else {}), said
+        assert deployer("destroy", "--dir", deployer.devices, "--port", 8883, **there)[0] == 0
+        assert not deployer.devices.exists() and not aws.certificates
+
+
 def test_without_a_folder_each_place_has_its_own(aws, deployer):
     folders = set()
     for settings in ({}, {"target": "aws"}, {"STACK": "del2"}):
@@ -576,11 +790,67 @@ def test_class_destroy_from_elsewhere_keeps_the_class_keys(aws, deployer, elsewh
 
 
 def test_class_destroy_takes_only_stacks_that_are_ours_too(aws, deployer):
-    theirs = aws.stack("CREATE_COMPLETE", name="del01", tags={"class": "del"})
-    ours = aws.stack("CREATE_COMPLETE", name="del02", tags={**OURS, "stack": "del02", "class": "del"})
+    member = lambda name, **tags: aws.stack("CREATE_COMPLETE", name=name, tags={**OURS, "stack": name, **tags})  # noqa: E731
+    theirs = [aws.stack("CREATE_COMPLETE", name="del01", tags={"class": "del"}), member("del02", **{"class": "x"}), member("del03")]
+    ours = [member("del04", **{"class": "del"}), member("del05", **{"class": "del"})]
+    aws.stack("DELETE_COMPLETE", name="del06", tags={**OURS, "stack": "del06", "class": "del"})
     code, said = deployer("class-destroy", "--dir", deployer.archives)
-    assert code == 0 and "stack del01" not in said, said
-    assert (aws.status(theirs), aws.status(ours)) == ("CREATE_COMPLETE", "DELETE_COMPLETE")
+    assert code == 0 and "Delete" not in said and "stack del01" not in said and "stack del06" not in said, said
+    assert {aws.status(each) for each in theirs} == {"CREATE_COMPLETE"} and {aws.status(each) for each in ours} == {"DELETE_COMPLETE"}
+
+
+@pytest.mark.parametrize("tags, ours", [({}, True), ({"class": "x"}, False), ({"stack": "x"}, False), ({"project": "x"}, False)])
+def test_a_member_that_was_broken_off_before_it_had_tags_goes_on_or_is_deleted(aws, deployer, model, tags, ours):
+    tags = {**OURS, "stack": "del01", "class": "del", **tags}
+    waiting = aws.stack("REVIEW_IN_PROGRESS", tags={}, name="del01")
+    aws.change_set(waiting, tags)
+    aws.buckets[BUCKET] = OURS, [("Version", "models/current.json", model)]
+    code, said = deployer("class", ZIP, "--dir", deployer.archives, target="aws", N="1")
+    assert code == 1 and ("nobody is here to ask" if ours else "choose another STACK") in said, said
+    assert aws.calls == []
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 0 and aws.status(waiting) == ("DELETE_COMPLETE" if ours else "REVIEW_IN_PROGRESS"), said
+
+
+def a_class(aws, deployer):
+    """One member, with a certificate that only the class's folder knows of."""
+    stack = aws.stack("CREATE_COMPLETE", name="del01", tags={**OURS, "stack": "del01", "class": "del"})
+    deployer.archives.mkdir()
+    (deployer.archives / "class.json").write_text(json.dumps({**OURS, "target": "local", "account": HERE, "region": "us-east-1"}))
+    aws.refuse["PUT things principals"] = True
+    assert deployer("device", "notebook", "--dir", deployer.archives / "del01/devices", STACK="del01")[0] == 1
+    aws.refuse.clear()
+    assert len(aws.certificates) == 1
+    return stack
+
+
+@pytest.mark.parametrize("step", ["DeleteStack", "DELETE certificates", "DELETE things"])
+def test_a_class_that_could_not_be_deleted_keeps_its_folder_and_the_second_run_finishes(aws, deployer, step):
+    stack = a_class(aws, deployer)
+    aws.refuse[step] = True
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 1 and "1 of 1 failed: run the same command again" in said and (deployer.archives / "class.json").exists()
+    aws.refuse.clear()
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 0 and not deployer.archives.exists() and aws.status(stack) == "DELETE_COMPLETE", said
+    assert not aws.certificates and not aws.things
+
+
+def test_a_stack_that_joins_the_class_meanwhile_keeps_the_folder(aws, deployer):
+    a_class(aws, deployer)
+    late = {**OURS, "stack": "del02", "class": "del"}
+    aws.before["DeleteStack"] = lambda: aws.stack("CREATE_COMPLETE", name="del02", tags=late)
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 1 and "1 stack left: run `make class-destroy` again" in said and deployer.archives.exists()
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 0 and not deployer.archives.exists(), said
+
+
+def test_a_folder_that_has_become_another_classs_meanwhile_stays(aws, deployer):
+    a_class(aws, deployer)
+    aws.before["DeleteStack"] = lambda: (deployer.archives / "class.json").write_text("{}")
+    code, said = deployer("class-destroy", "--dir", deployer.archives)
+    assert code == 1 and "it may hold another class's only keys and is left alone" in said and deployer.archives.exists()
 
 
 # --- interrupted ------------------------------------------------------------
@@ -603,22 +873,57 @@ def test_a_device_whose_making_was_broken_off_is_made_or_taken_away_whole(aws, d
         assert not aws.certificates and not aws.things and not deployer.devices.exists()
 
 
-@pytest.mark.parametrize("folder", ["with its folder", "from another machine"])
+def test_a_device_whose_folder_was_lost_is_made_anew_and_an_interruption_leaves_nothing(aws, deployer):
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
+    deployer.devices.rename(deployer.devices.with_name("lost"))
+    aws.refuse["DELETE certificates"] = True
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 1
+    aws.refuse.clear()
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0 and len(aws.certificates) == 1
+
+
+def test_a_certificate_whose_thing_is_gone_goes_with_its_folder(aws, deployer):
+    assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
+    aws.things.clear()
+    for certificate in aws.certificates.values():
+        certificate["things"] = []
+    assert deployer("destroy", "--dir", deployer.devices)[0] == 0
+    assert not aws.certificates and not deployer.devices.exists()
+
+
+@pytest.mark.parametrize("folder", ["with its folder", "from another machine", "with an older folder"])
 @pytest.mark.parametrize("step", UNMAKING)
 def test_a_devices_end_that_was_broken_off_is_finished_by_the_next_run(aws, deployer, step, folder):
     assert deployer("device", "lily", "--dir", deployer.devices)[0] == 0
     if folder == "from another machine":
         deployer.devices.rename(deployer.devices.with_name("theirs"))
+    elif folder == "with an older folder":  # of before another machine made the device anew
+        file = deployer.devices / "lily/endpoint.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "certificate_id": "gone"}))
+        aws.certificate("second")
     aws.calls.clear()
     aws.refuse[step] = True
     assert deployer("destroy", "--dir", deployer.devices)[0] == 1
     if step != UNMAKING[0]:
-        assert all(each["status"] == "INACTIVE" for each in aws.certificates.values())  # it was switched off first
+        first = next(iter(aws.certificates.values()), {"status": "INACTIVE"})
+        assert first["status"] == "INACTIVE"  # it was switched off before anything else
     aws.refuse.clear()
     code, said = deployer("destroy", "--dir", deployer.devices)
     assert code == 0 and not aws.certificates and not aws.things and not deployer.devices.exists(), said
     order = [" ".join(call.split()[:3 if "principals" in call else 2]) for call in aws.calls]
     assert [each for each in UNMAKING if each in order] == sorted(UNMAKING, key=order.index)
+
+
+def test_what_aws_has_not_let_go_of_yet_is_waited_for(aws, deployer):
+    aws.things["del-lily"] = OURS
+    aws.certificate("c1")
+
+    def busy():
+        raise Refused(409, "DeleteConflictException", "it is still attached")
+
+    aws.before |= {"DELETE certificates": busy, "DELETE things": busy}
+    code, said = deployer("destroy", "--dir", deployer.devices)
+    assert code == 0 and not aws.certificates and not aws.things, said
 
 
 def test_ctrl_c_between_two_devices_stops_and_the_same_command_goes_on(aws, deployer):
@@ -649,3 +954,10 @@ def test_a_dead_letter_is_hidden_from_others_while_it_is_sent_again(aws, deploye
     assert code == 0 and "10 dead letters sent again and answered" in said and not aws.letters, said
     assert [id for id, _ in aws.asked] == [f"m{n}" for n in range(10)]
     assert min(left for _, left in aws.asked) > 1  # the most that a call may take
+
+
+def test_a_dead_letter_that_fails_again_is_kept(aws, deployer):
+    aws.stack("CREATE_COMPLETE")["outputs"] = {"DeadLettersUrl": f"{aws.url}/1/del-dead-letters"}
+    aws.letters, aws.refuse = {"good": 0, "bad": 0}, {"bad": True}
+    code, said = deployer("redrive")
+    assert code == 1 and "1 failed again and stay in the queue" in said and list(aws.letters) == ["bad"], said
