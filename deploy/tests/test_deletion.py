@@ -504,7 +504,7 @@ def test_without_a_yes_nothing_is_deleted(aws, deployer, answer):
         if answer == "y":
             assert done.returncode == 0 and f"in AWS account {HERE}, region us-east-1? [y/N]" in done.stdout, done.stderr
         else:
-            assert done.returncode == 1 and ("nobody is here to ask" if answer is None else "stopped, nothing was changed") in done.stderr
+            assert done.returncode == 1 and ("there is no terminal to ask" if answer is None else "stopped, nothing was changed") in done.stderr
             assert aws.calls == [] and before == (place(deployer.devices), place(deployer.archives))
     if answer == "y":
         assert not aws.things and not aws.certificates and {aws.status(each) for each in aws.stacks} == {"DELETE_COMPLETE"}
@@ -513,7 +513,7 @@ def test_without_a_yes_nothing_is_deleted(aws, deployer, answer):
 def test_a_roll_back_is_not_continued_without_a_yes(aws, deployer):
     aws.stack("UPDATE_ROLLBACK_FAILED")
     code, said = deployer("up", ZIP, target="aws")
-    assert code == 1 and "Continue the roll-back of stack del" in said and aws.calls == []
+    assert code == 1 and "Continue the rollback of stack del" in said and aws.calls == []
 
 
 # --- another terminal -------------------------------------------------------
@@ -698,7 +698,7 @@ def test_a_bucket_that_nobody_may_look_at_is_not_taken_for_none(aws, deployer):
     aws.buckets[BUCKET] = OURS, []
     aws.refuse["GET tagging"] = True
     code, said = deployer("destroy", "--dir", deployer.devices)
-    assert code == 1 and f"could not look whose bucket {BUCKET} is" in said and aws.calls == []
+    assert code == 1 and f"could not read the tags of bucket {BUCKET}" in said and aws.calls == []
 
 
 # --- another target, account, region or stack -------------------------------
@@ -806,7 +806,7 @@ def test_a_member_that_was_broken_off_before_it_had_tags_goes_on_or_is_deleted(a
     aws.change_set(waiting, tags)
     aws.buckets[BUCKET] = OURS, [("Version", "models/current.json", model)]
     code, said = deployer("class", ZIP, "--dir", deployer.archives, target="aws", N="1")
-    assert code == 1 and ("nobody is here to ask" if ours else "choose another STACK") in said, said
+    assert code == 1 and ("there is no terminal to ask" if ours else "choose another STACK") in said, said
     assert aws.calls == []
     code, said = deployer("class-destroy", "--dir", deployer.archives)
     assert code == 0 and aws.status(waiting) == ("DELETE_COMPLETE" if ours else "REVIEW_IN_PROGRESS"), said
