@@ -760,7 +760,7 @@ pub async fn delete(cloud: &Cloud, stack: &Stack) -> Result<()> {
             "stack {name} could not be deleted ({reason}): clear that, then run `make destroy` again"
         );
         println!("AWS still uses resources of {name} ({reason}): trying again");
-        tokio::time::sleep(LET_GO / 20).await;
+        tokio::time::sleep(cloud.poll() * 7).await;
     }
 }
 
