@@ -288,7 +288,7 @@ bench: cloud test-tools ## Measure the function against its peers, and a round t
 	@bench/run.sh
 
 faults: build test-tools ## Break network, broker, function and store, and count the lost: make faults SOAK=1 CASE=broker
-	@FULL=1 .venv/bin/python -m pytest -p no:cacheprovider -q -n 3 --dist loadfile client/tests/faults
+	@FULL=1 .venv/bin/python -m pytest -p no:cacheprovider -q -n 2 --dist loadfile client/tests/faults
 
 # Coverage-guided, on stable Rust: libFuzzer without a sanitizer, as there is no unsafe code of ours to watch.
 fuzz: ## Fuzz all that reads what comes from outside: make fuzz RUNS=1000000 (needs a C++ compiler; first 5 minutes)

@@ -270,7 +270,9 @@ def test_ctrl_c_ends_the_run_the_kernel_and_its_children(bench: Workbench) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_kernel_starts_leaves_nothing(bench: Workbench, number: signal.Signals) -> None:
     bench.stand_in("sh", "-c", f"cd {bench.folder}; echo $EVCXR_TMPDIR >tmp; mv tmp running; sleep 300 & sleep 300")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` would hand on that it is ignored
     process = bench.start(bench.notebook("early", "1"))
+    signal.signal(signal.SIGHUP, before)
     bench.wait_for(bench.folder / "running")
     scratch = Path((bench.folder / "running").read_text().strip())
     process.send_signal(number)

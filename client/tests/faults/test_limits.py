@@ -182,8 +182,8 @@ def test_certificate_of_another_stack(case, strangers):
     refused(case, strangers, "foreign", f"CONNECT from '{STACK}-foreign' refused")
 
 
-def load(case, devices, rate, seconds, watch=lambda pid: None):
-    """Requests of many devices at once; how fast they were answered."""
+def load(case, devices, rate, seconds, watch=lambda pid: None, most_unasked=0.05):
+    """Requests of many devices at once; how fast they were answered. At most a share of them is not sent in time."""
     command = [CLIENT, "--dir", case.world.devices, "load", "--devices", str(devices), "--rate", str(rate)]
     command += ["--seconds", str(seconds), "--json", "--pace", "1000"]  # the local cloud has no limit
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -196,9 +196,9 @@ def load(case, devices, rate, seconds, watch=lambda pid: None):
     counters, ms = Counter(result["counters"]), result["ms"]
     ended = counters["answered"] + counters["refused"] + counters["failed"]
     case.count(counters + Counter(tried=counters["asked"], lost=counters["asked"] - ended), counters)
-    # On a busy machine it ends on time, and says what it did not ask.
+    # It ends on time, also on a busy machine, and counts what it did not send.
     count, unasked = rate * seconds, result["unasked"]
-    assert counters["answered"] + unasked == count and unasked <= count / 20, (unasked, counters)
+    assert counters["answered"] + unasked == count and unasked <= count * most_unasked, (unasked, counters)
     return f"{result['answers_a_second']:.0f} answers a second, p50 {ms['p50']:.0f} ms, p99 {ms['p99']:.0f} ms"
 
 
@@ -211,11 +211,11 @@ def devices(world):
 
 
 def test_many_devices_at_once(case, devices):
-    case.saw(f"{devices} devices, {load(case, devices, 100, size(3, 10))}")
+    case.saw(f"{devices} devices, {load(case, devices, 50, size(6, 20))}")
 
 
-def test_requests_as_fast_as_they_are_taken_from_20_devices(case, devices):
-    case.saw(load(case, 20, size(200, 2000), 1))
+def test_more_requests_than_20_devices_can_send(case, devices):
+    case.saw(load(case, 20, 2000, 1, most_unasked=0.9))
 
 
 # --- answers that cannot be sent ---------------------------------------------
