@@ -123,6 +123,7 @@ def test_connections_gone_stale_while_the_container_was_frozen(case):
     """Lambda freezes a container between two calls, and its connections may die meanwhile without a word. After a short
     freeze the first attempt is lost and the second is answered; after a long one the old connection is not used."""
     gateway, world, long = case.world.gateway, case.world, 16
+    world.signal(signal.SIGKILL)  # a new container: the connections that other cases left would be tried one after the other
     began, logs = int(time.time() * 1000), world.cloud.client("logs")
     with case.client(deadline=30) as asker:
         for n, (row, freeze) in enumerate(zip(rows(), [1] + size(0, 1) * [long])):
