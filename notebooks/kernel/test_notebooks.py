@@ -4,7 +4,6 @@ the outputs that are committed, up to what varies from run to run."""
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ sys.path.append(str(ROOT / "deploy/tests"))
 
 from recorder import Recorder  # noqa: E402
 from rights import ACCOUNT, needed_and_missing, problems  # noqa: E402
+from test_local import free_ports  # noqa: E402
 
 # Two files use it, perhaps side by side.
 WORK = ROOT / "target" / "test-notebooks" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
@@ -27,23 +27,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb" if os.environ.get("FULL"
 CALLED = re.compile(r'connect\(.*?sa_family=AF_INET6?,.*?"([^"]+)"')
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def settings() -> dict[str, str]:
     """The environment of an empty local cloud."""
     shutil.rmtree(WORK, ignore_errors=True)
+    gateway, mqtt = free_ports(2)
     ours = {
         "TARGET": "local",
         "STACK": "iris",
         "DEVICE": "headless",
         "LOCAL_DIR": str(WORK / "local"),
-        "GATEWAY_PORT": str(free_port()),
-        "IOT_MTLS_PORT": str(free_port()),
+        "GATEWAY_PORT": str(gateway),
+        "IOT_MTLS_PORT": str(mqtt),
     }
     # What `make test` was called with is not for the makes below it.
     makes = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
