@@ -170,6 +170,10 @@ def cargo_file(clone: Clone) -> None:
     build = ["cargo", "build", "--quiet", "--offline", "--profile"]
     subprocess.run([*build, "notebook"], cwd=crate, env=environment | notebook, check=True, timeout=120)
     subprocess.run([crate / "target/notebook/small"], check=True, stderr=subprocess.DEVNULL)
+    # Cargo remembers what rustc says of itself: each cell is a build, and asking takes longer than compiling it.
+    logged = environment | notebook | {"CARGO_LOG": "cargo::util::rustc=debug"}
+    again = subprocess.run([*build, "notebook"], cwd=crate, env=logged, stderr=subprocess.PIPE, text=True, check=True)
+    assert "rustc info cache hit" in again.stderr and "cache miss" not in again.stderr, again.stderr
     assert release["CARGO_PROFILE_RELEASE_LTO"] == "fat" and release["CARGO_PROFILE_RELEASE_OPT_LEVEL"] == "s"
     subprocess.run([*build, "release"], cwd=crate, env=environment | release, check=True, timeout=120)
     subprocess.run([crate / "target/release/small"], check=True, stderr=subprocess.DEVNULL)
