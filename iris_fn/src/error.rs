@@ -50,32 +50,26 @@ pub enum RequestError {
     #[error("{0}")]
     MalformedJson(String),
     /// A field is absent.
-    #[error("{}`{field}` is missing{hint}", at(.index))]
+    #[error("`{field}` is missing{hint}")]
     MissingField {
         /// The field's name.
         field: String,
-        /// Position in `instances`, from 0; `None` for a single row.
-        index: Option<usize>,
         /// A colon and what to send, or nothing.
         hint: String,
     },
     /// A value is not a JSON number.
-    #[error("{}`{field}` must be a number, found {found}", at(.index))]
+    #[error("`{field}` must be a number, found {found}")]
     NotANumber {
         /// The field's name.
         field: String,
-        /// Position in `instances`, from 0; `None` for a single row.
-        index: Option<usize>,
         /// The JSON type of what was sent.
         found: &'static str,
     },
     /// A value that the model does not accept.
-    #[error("{}`{field}` is {value}{unit}, outside {low} to {high}{unit}", at(.index))]
+    #[error("`{field}` is {value}{unit}, outside {low} to {high}{unit}")]
     OutOfRange {
         /// The field's name.
         field: String,
-        /// Position in `instances`, from 0; `None` for a single row.
-        index: Option<usize>,
         /// The value that was sent.
         value: f64,
         /// Smallest accepted value.
@@ -84,6 +78,14 @@ pub enum RequestError {
         high: f64,
         /// A space and the unit, or nothing.
         unit: String,
+    },
+    /// One of the `instances` is wrong.
+    #[error("instances[{index}]: {error}")]
+    Instance {
+        /// Its position, from 0.
+        index: usize,
+        /// What is wrong with it.
+        error: Box<RequestError>,
     },
     /// More instances than one request, or one MQTT answer, may carry.
     #[error("{found} instances in one request, at most {max} are answered: send several requests")]
@@ -106,6 +108,7 @@ impl RequestError {
             Self::MissingField { .. } => "missing_field",
             Self::NotANumber { .. } => "not_a_number",
             Self::OutOfRange { .. } => "out_of_range",
+            Self::Instance { error, .. } => error.code(),
             Self::TooManyInstances { .. } => "too_many_instances",
             Self::ModelUnavailable => "model_unavailable",
         }
@@ -151,9 +154,4 @@ impl HandlerError {
             Self::Publish { .. } => "answer_not_published",
         }
     }
-}
-
-/// "instances[3]: " in a batch, nothing for a single row.
-pub(crate) fn at(index: &Option<usize>) -> String {
-    index.map_or_else(String::new, |i| format!("instances[{i}]: "))
 }
