@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::error::ModelError;
+use crate::error::{BoxError, ModelError};
 use crate::model::Model;
 
 /// How long a call may wait for the store when it refreshes the model: a connection that died while the container was
@@ -21,7 +21,7 @@ pub enum StoreError {
         /// Its location.
         name: String,
         /// The store's own error.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: BoxError,
     },
     /// The object did not arrive within the time that the call has for it.
     #[error("the model's store did not answer in the time of this call")]

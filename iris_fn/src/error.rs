@@ -1,5 +1,6 @@
 //! Every way a model file, a request or a call can go wrong, with the values that show it.
 
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -115,6 +116,16 @@ impl RequestError {
     }
 }
 
+/// As `{"code", "message"}`: the code for programs, the message for people.
+impl Serialize for RequestError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map([("code", self.code()), ("message", &self.to_string())])
+    }
+}
+
+/// An error of a store or a publisher, with its causes.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why an invocation fails. A bad request never does: it is answered. What came asynchronously is kept in the
 /// dead-letter queue.
 #[derive(Debug, Error)]
@@ -141,7 +152,7 @@ pub enum HandlerError {
         /// The answer topic.
         topic: String,
         /// The publisher's own error.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: BoxError,
     },
 }
 

@@ -108,11 +108,10 @@ impl<'a> Event<'a> {
         }
         if event.http_method.is_some() || event.raw_path.is_some() {
             let body = event.body.unwrap_or_default();
-            let decoded = event
-                .is_base64_encoded
-                .then(|| BASE64.decode(&body).ok())
-                .flatten();
-            return Ok(Self::Http(decoded.unwrap_or(body.into_bytes())));
+            return Ok(Self::Http(match BASE64.decode(&body) {
+                Ok(decoded) if event.is_base64_encoded => decoded,
+                _ => body.into_bytes(),
+            }));
         }
         event
             .service()

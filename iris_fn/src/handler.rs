@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use crate::current::{CurrentModel, ModelStore, StoreError};
-use crate::error::{HandlerError, RequestError, details};
+use crate::error::{BoxError, HandlerError, RequestError, details};
 use crate::event::Event;
 use crate::metrics::{Line, Metric};
-use crate::reply::{Description, Predictions, Reply, to_http, to_json};
+use crate::reply::{Answer, Description, Predictions, Reply, to_http, to_json};
 use crate::request::{MAX_PAYLOAD, Question, Refused, Request, find_request_id};
 
 /// What must be left of a call's time to report that it failed: when Lambda ends a call at its timeout, it also ends the
@@ -20,15 +20,12 @@ pub const TIME_TO_REPORT: Duration = Duration::from_millis(500);
 
 /// Something that delivers a message to a topic.
 pub trait Publisher: Send + Sync + 'static {
-    /// Why the delivery failed.
-    type Error: std::error::Error + Send + Sync + 'static;
-
     /// Deliver `payload` to `topic` at least once (QoS 1).
     fn publish(
         &self,
         topic: &str,
         payload: Vec<u8>,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    ) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
 /// The function: one per container, shared by its calls.
@@ -37,11 +34,13 @@ pub struct Handler<S, P> {
     pub model: CurrentModel<S>,
     /// Publishes the answers to MQTT requests.
     pub publisher: P,
-    /// First level of the answer topics.
-    stack: String,
+    /// First level of the answer topics: they are `<stack>/response/<client_id>`.
+    pub stack: String,
     /// Writes the line about each call.
-    log: fn(Line),
-    invoked: AtomicBool,
+    pub log: fn(Line),
+    /// Whether a call is not the first one that waits for the start: in a container with provisioned concurrency, none
+    /// does.
+    pub invoked: AtomicBool,
 }
 
 /// One call.
@@ -56,42 +55,10 @@ struct Call {
     cold_start: bool,
 }
 
-impl Call {
-    fn begin(deadline: SystemTime, cold_start: bool) -> Self {
-        let left = deadline.duration_since(SystemTime::now());
-        let time = left.unwrap_or_default().saturating_sub(TIME_TO_REPORT);
-        let started = Instant::now();
-        Self {
-            started,
-            model_end: started + time / 2,
-            end: started + time,
-            cold_start,
-        }
-    }
-}
-
 /// What a call ends with, and the line about it.
 type Outcome = (Result<Box<RawValue>, HandlerError>, Line);
 
 impl<S: ModelStore, P: Publisher> Handler<S, P> {
-    /// A handler that answers to `<stack>/response/<client_id>` and hands the line about each call to `log`. In a
-    /// container with `provisioned` concurrency, no caller waits for the start.
-    pub fn new(
-        model: CurrentModel<S>,
-        publisher: P,
-        stack: String,
-        provisioned: bool,
-        log: fn(Line),
-    ) -> Self {
-        Self {
-            model,
-            publisher,
-            stack,
-            log,
-            invoked: AtomicBool::new(provisioned),
-        }
-    }
-
     /// Answer one event. Returns the reply as JSON; all waits end shortly before the call's `deadline`.
     ///
     /// The model is refreshed concurrently with the answer, never before it: this call is answered (and, from the rule,
@@ -105,7 +72,16 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         event: &RawValue,
         deadline: SystemTime,
     ) -> Result<Box<RawValue>, HandlerError> {
-        let call = Call::begin(deadline, !self.invoked.swap(true, Ordering::Relaxed));
+        let left = deadline
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
+        let (started, time) = (Instant::now(), left.saturating_sub(TIME_TO_REPORT));
+        let call = Call {
+            started,
+            model_end: started + time / 2,
+            end: started + time,
+            cold_start: !self.invoked.swap(true, Ordering::Relaxed),
+        };
         let ((reply, mut line), ()) = tokio::join!(
             self.reply(event, call),
             self.model.refresh_when_stale(call.end)
@@ -157,57 +133,57 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         }
     }
 
-    /// The reply to one request, in at most so many bytes, and its log line.
-    async fn answer(&self, bytes: &[u8], call: Call, max: usize) -> (Box<RawValue>, Line) {
+    /// The reply to one request, in at most so many bytes.
+    async fn answer(&self, bytes: &[u8], call: Call, max: usize) -> Reply {
+        let reply = self.reply_or_refusal(bytes, call, max).await;
+        reply.unwrap_or_else(Reply::from)
+    }
+
+    async fn reply_or_refusal(
+        &self,
+        bytes: &[u8],
+        call: Call,
+        max: usize,
+    ) -> Result<Reply, Refused> {
         // The same model checks the request and answers it, whatever is published meanwhile.
-        let Some(model) = self.model.get(call.model_end).await else {
-            return refuse(find_request_id(bytes), &RequestError::ModelUnavailable);
+        let model = self
+            .model
+            .get(call.model_end)
+            .await
+            .ok_or_else(|| Refused {
+                request_id: find_request_id(bytes),
+                error: RequestError::ModelUnavailable,
+            })?;
+        let Request {
+            request_id,
+            question,
+        } = Request::from_bytes(bytes, model.file())?;
+        let result = match &question {
+            Question::Describe => return Ok(Description::of(&model).reply(request_id)),
+            Question::One(row) => Predictions::One(model.predict(row)),
+            Question::Batch(rows) => Predictions::Batch {
+                predictions: rows.iter().map(|row| model.predict(row)).collect(),
+            },
         };
-        let (request_id, question) = match Request::from_bytes(bytes, model.file()) {
-            Ok(Request {
-                request_id,
-                question,
-            }) => (request_id, question),
-            Err(Refused { request_id, error }) => return refuse(request_id, &error),
-        };
-        let (result, rows) = match &question {
-            Question::Describe => {
-                let reply = Reply::Description {
-                    request_id,
-                    description: Description::of(&model),
-                };
-                return (to_json(&reply), reply.line());
-            }
-            Question::One(row) => (Predictions::One(model.predict(row)), 1),
-            Question::Batch(rows) => {
-                let predictions = rows.iter().map(|row| model.predict(row)).collect();
-                (Predictions::Batch { predictions }, rows.len())
-            }
-        };
-        let handler_us = call
-            .started
-            .elapsed()
-            .as_micros()
-            .try_into()
-            .unwrap_or(u64::MAX);
-        let (model, cold_start) = (model.sha256(), call.cold_start);
-        let reply = Reply::Answer {
-            request_id: request_id.clone(),
+        let found = result.rows().len();
+        let answer = Answer {
+            request_id,
             result,
-            model,
-            cold_start,
-            handler_us,
+            model: model.sha256(),
+            cold_start: call.cold_start,
+            handler_us: call.started.elapsed().as_micros() as u64,
         };
-        let json = to_json(&reply);
-        if json.get().len() > max {
+        let (json, line) = Reply::from(answer);
+        let bytes = json.get().len();
+        if bytes > max {
             // Refused with the number that would fit. Rows differ in length by the digits of their probabilities.
-            let max = rows * max / json.get().len() * 9 / 10;
-            return refuse(
-                Value::String(request_id),
-                &RequestError::TooManyInstances { found: rows, max },
-            );
+            let max = found * max / bytes * 9 / 10;
+            return Err(Refused {
+                request_id: line.request_id.into(),
+                error: RequestError::TooManyInstances { found, max },
+            });
         }
-        (json, reply.line())
+        Ok((json, line))
     }
 
     async fn publish(
@@ -219,14 +195,9 @@ impl<S: ModelStore, P: Publisher> Handler<S, P> {
         let sent = self.publisher.publish(&topic, reply.get().into());
         let source = match timeout_at(end, sent).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(e)) => e.into(),
+            Ok(Err(e)) => e,
             Err(_) => "the time of this call was over".into(),
         };
         Err(HandlerError::Publish { topic, source })
     }
-}
-
-fn refuse(request_id: Value, error: &RequestError) -> (Box<RawValue>, Line) {
-    let refusal = Reply::refuse(request_id, error);
-    (to_json(&refusal), refusal.line())
 }

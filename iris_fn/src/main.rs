@@ -9,7 +9,7 @@ use iris_fn::error::details;
 use iris_fn::handler::Handler;
 use lambda_runtime::{Diagnostic, Error, LambdaEvent, run, service_fn};
 use serde_json::value::RawValue;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -20,12 +20,7 @@ const MODEL_TIME: Duration = Duration::from_secs(5);
 async fn main() -> Result<(), Error> {
     let started = Instant::now();
     // Only our own lines: the runtime's spans would be formatted for every call and never printed.
-    let ours = Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_targets([
-            ("iris_fn", LevelFilter::INFO),
-            ("bootstrap", LevelFilter::INFO),
-        ]);
+    let ours: Targets = "warn,iris_fn=info,bootstrap=info".parse()?;
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
@@ -48,9 +43,13 @@ async fn main() -> Result<(), Error> {
     let model = CurrentModel::new(store, model_ttl);
     let provisioned = setting("AWS_LAMBDA_INITIALIZATION_TYPE")
         .is_ok_and(|initialization| initialization == "provisioned-concurrency");
-    let handler = Handler::new(model, publisher, setting("STACK")?, provisioned, |line| {
-        line.print();
-    });
+    let handler = Handler {
+        model,
+        publisher,
+        stack: setting("STACK")?,
+        log: |line| line.print(),
+        invoked: provisioned.into(),
+    };
 
     let clients = started.elapsed() - log - settings;
     // A function without a model still starts: it refuses each request with the reason, and recovers

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The namespace in CloudWatch.
 pub const NAMESPACE: &str = "IrisWorkshop";
@@ -95,6 +95,21 @@ impl Line {
         // A log that cannot be written must not fail the call.
         let _ = std::io::stdout().lock().write_all(&text);
     }
+
+    /// The metadata by which CloudWatch finds the metrics among the fields.
+    fn directives(&self) -> Value {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let dimensions = match self.code {
+            Some(_) => json!([["stack"], ["stack", "code"]]),
+            None => json!([["stack"]]),
+        };
+        // One directive holds at most 100 metrics, and a batch may meet 256 classes.
+        let directive =
+            |metrics| json!({"Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": metrics});
+        let directives: Vec<Value> = self.metrics.chunks(METRICS).map(directive).collect();
+        let timestamp = since_1970.map_or(0, |t| t.as_millis() as u64);
+        json!({"Timestamp": timestamp, "CloudWatchMetrics": directives})
+    }
 }
 
 impl Serialize for Line {
@@ -114,52 +129,15 @@ impl Serialize for Line {
         }
         line.serialize_entry("stack", &self.stack)?;
         if !self.metrics.is_empty() {
-            line.serialize_entry("_aws", &Directive::of(self))?;
+            line.serialize_entry("_aws", &self.directives())?;
         }
         line.end()
-    }
-}
-
-/// The metadata by which CloudWatch finds the metrics among the fields.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Directive<'a> {
-    timestamp: u64,
-    cloud_watch_metrics: Vec<Directives<'a>>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Directives<'a> {
-    namespace: &'static str,
-    dimensions: &'static [&'static [&'static str]],
-    metrics: &'a [Metric],
-}
-
-impl<'a> Directive<'a> {
-    fn of(line: &'a Line) -> Self {
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        // One directive holds at most 100 metrics, and a batch may meet 256 classes.
-        let directives = |metrics| Directives {
-            namespace: NAMESPACE,
-            dimensions: if line.code.is_some() {
-                &[&["stack"], &["stack", "code"]]
-            } else {
-                &[&["stack"]]
-            },
-            metrics,
-        };
-        Self {
-            timestamp: since_1970.map_or(0, |t| t.as_millis() as u64),
-            cloud_watch_metrics: line.metrics.chunks(METRICS).map(directives).collect(),
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_line_is_text_and_metrics_in_cloudwatchs_own_format() {

@@ -1,6 +1,6 @@
 //! The model file: what training writes, S3 keeps and the function trusts only after checking it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
@@ -179,17 +179,17 @@ impl ModelFile {
                 "feature {name}: training saw {min} to {max}, but only {low} to {high} is accepted"
             );
         }
-        for ((class, weights), intercept) in
-            self.classes.iter().zip(&self.weights).zip(&self.intercepts)
-        {
-            // |b_k| + Σ|w_kf| · max|accept_f|: no accepted row has a larger logit.
-            let products = weights.iter().zip(&self.features).map(|(w, feature)| {
-                let [low, high] = feature.accept;
-                w.abs() * low.abs().max(high.abs())
-            });
+        // |b_k| + Σ|w_kf| · max|accept_f|: no accepted row has a larger logit.
+        let most = |feature: &Feature| feature.accept[0].abs().max(feature.accept[1].abs());
+        let largest: Vec<f64> = self.features.iter().map(most).collect();
+        for (k, class) in self.classes.iter().enumerate() {
+            let products = self.weights[k]
+                .iter()
+                .zip(&largest)
+                .map(|(w, x)| w.abs() * x);
             require!(
                 products
-                    .fold(intercept.abs(), |sum, product| sum + product)
+                    .fold(self.intercepts[k].abs(), |z, product| z + product)
                     .is_finite(),
                 "class {class}: an accepted row could overflow, its weights or the bounds are too large"
             );
@@ -208,17 +208,12 @@ impl ModelFile {
             (min..=max).contains(&classes),
             "the model has {classes} classes, expected {min} to {max}"
         );
-        let target = &self.target;
-        let features = self
-            .features
-            .iter()
-            .map(|feature| ("feature", &feature.name));
+        let features = self.features.iter().map(|f| ("feature", &f.name));
         let classes = self.classes.iter().map(|class| ("class", class));
-        for (what, name) in [("target", target)]
-            .into_iter()
-            .chain(features)
-            .chain(classes)
-        {
+        let target = [("target", &self.target)].into_iter();
+        // Features and the target appear together in tables and on the live page: none of them has another's name.
+        let mut seen = HashMap::new();
+        for (what, name) in target.chain(features).chain(classes) {
             require!(!name.is_empty(), "a {what} has an empty name");
             require!(
                 name.len() <= MAX_NAME,
@@ -232,16 +227,14 @@ impl ModelFile {
                 what == "class" || !RESERVED.contains(&name.as_str()),
                 "the {what} name {name:?} is reserved: requests and answers have a field of that name"
             );
+            let twice = match seen.insert((what == "class", name), what) {
+                None => continue,
+                Some("target") => format!("a feature is called {name:?} as the target is"),
+                Some("feature") => format!("two features are called {name:?}"),
+                Some(_) => format!("two classes are called {name:?}"),
+            };
+            return Err(ModelError::Invalid(twice));
         }
-        // Features and the target appear together in tables and on the live page.
-        require!(
-            self.features.iter().all(|feature| feature.name != *target),
-            "a feature is called {target:?} as the target is"
-        );
-        let feature = twice(self.features.iter().map(|feature| &feature.name));
-        require!(feature.is_empty(), "two features are called {feature:?}");
-        let class = twice(&self.classes);
-        require!(class.is_empty(), "two classes are called {class:?}");
         Ok(())
     }
 
@@ -281,9 +274,8 @@ impl ModelFile {
                 );
             }
             let computed = self.probabilities(&row.features);
-            for ((class, found), expected) in
-                self.classes.iter().zip(computed).zip(&row.probabilities)
-            {
+            for (k, class) in self.classes.iter().enumerate() {
+                let (found, expected) = (computed[k], row.probabilities[k]);
                 require!(
                     (found - expected).abs() <= GOLDEN_TOLERANCE,
                     "golden row {n}: P({class}) is {found}, the file says {expected}"
@@ -292,13 +284,6 @@ impl ModelFile {
         }
         Ok(())
     }
-}
-
-/// The first name that comes a second time; empty, as no name is, when none does.
-fn twice<'a>(names: impl IntoIterator<Item = &'a String>) -> &'a str {
-    let mut seen = HashSet::new();
-    let twice = names.into_iter().find(|name| !seen.insert(*name));
-    twice.map_or("", |name| name)
 }
 
 impl Feature {
@@ -362,8 +347,6 @@ impl Model {
 /// assert!(iris_fn::model::sha256_hex(b"abc").starts_with("ba7816bf"));
 /// ```
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

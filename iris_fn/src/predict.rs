@@ -19,13 +19,9 @@ pub struct Prediction<'m> {
 impl<'m> Prediction<'m> {
     /// The most probable class (the first of equals).
     pub fn label(&self) -> &'m str {
-        let mut best = 0;
-        for (class, p) in self.probabilities.iter().enumerate() {
-            if *p > self.probabilities[best] {
-                best = class;
-            }
-        }
-        &self.model.classes[best]
+        let p = &self.probabilities;
+        let best = (0..p.len()).rev().max_by(|a, b| p[*a].total_cmp(&p[*b]));
+        &self.model.classes[best.unwrap_or(0)]
     }
 }
 
@@ -57,16 +53,11 @@ impl Serialize for ByClass<'_> {
 /// let p = iris_fn::predict::softmax(vec![1000.0, 1000.0, 0.0]);
 /// assert_eq!(p, [0.5, 0.5, 0.0]);
 /// ```
-pub fn softmax(mut logits: Vec<f64>) -> Vec<f64> {
+pub fn softmax(logits: Vec<f64>) -> Vec<f64> {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    for z in &mut logits {
-        *z = (*z - max).exp();
-    }
-    let sum: f64 = logits.iter().sum();
-    for e in &mut logits {
-        *e /= sum;
-    }
-    logits
+    let exp: Vec<f64> = logits.into_iter().map(|z| (z - max).exp()).collect();
+    let sum: f64 = exp.iter().sum();
+    exp.into_iter().map(|e| e / sum).collect()
 }
 
 impl ModelFile {
@@ -76,11 +67,8 @@ impl ModelFile {
             let products = weights.iter().zip(row).map(|(w, x)| w * x);
             products.fold(*intercept, |z, product| z + product)
         };
-        self.weights
-            .iter()
-            .zip(&self.intercepts)
-            .map(logit)
-            .collect()
+        let classes = self.weights.iter().zip(&self.intercepts);
+        classes.map(logit).collect()
     }
 
     /// P(class | row), in the order of `classes`.

@@ -1,47 +1,67 @@
 //! The function's replies, and the log line about each.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::error::RequestError;
 use crate::metrics::{Line, Metric};
 use crate::model::{Feature, Model};
 use crate::predict::Prediction;
+use crate::request::Refused;
 
-/// To a request, as it is serialized.
+/// What a request gets, and the log line about it: which request and how it ended, never the values that were sent.
+pub type Reply = (Box<RawValue>, Line);
+
+/// To a row or a list of rows, as it is serialized.
 #[derive(Debug, Serialize)]
-#[serde(untagged)]
-pub enum Reply<'m> {
-    /// To a row or a list of rows.
-    Answer {
-        /// As it was sent.
-        request_id: String,
-        /// The prediction or predictions.
-        #[serde(flatten)]
-        result: Predictions<'m>,
-        /// SHA-256 of the model that answered.
-        model: &'m str,
-        /// Whether this call started the container.
-        cold_start: bool,
-        /// Time in the handler before the reply is serialized, in microseconds.
-        handler_us: u64,
-    },
-    /// To `"describe": true`.
-    Description {
-        /// As it was sent.
-        request_id: String,
-        /// Which model answers, and which features it needs.
-        #[serde(flatten)]
-        description: Description,
-    },
-    /// To a bad request.
-    Refusal {
-        /// As it was sent; null where it could not be read.
-        request_id: Value,
-        /// What was wrong.
-        error: Refusal,
-    },
+pub struct Answer<'m> {
+    /// As it was sent.
+    pub request_id: String,
+    /// The prediction or predictions.
+    #[serde(flatten)]
+    pub result: Predictions<'m>,
+    /// SHA-256 of the model that answered.
+    pub model: &'m str,
+    /// Whether this call started the container.
+    pub cold_start: bool,
+    /// Time in the handler before the reply is serialized, in microseconds.
+    pub handler_us: u64,
+}
+
+impl From<Answer<'_>> for Reply {
+    fn from(answer: Answer<'_>) -> Self {
+        let json = to_json(&answer);
+        let mut line = Line::new("INFO", "answered", answer.request_id);
+        line.fields.push(("model", answer.model.to_owned()));
+        let mut rows = BTreeMap::new();
+        for prediction in answer.result.rows() {
+            *rows.entry(prediction.label()).or_insert(0) += 1;
+        }
+        let count = |(class, rows)| Metric::count(format!("predictions_{class}"), rows);
+        line.metrics = rows.into_iter().map(count).collect();
+        line.metrics.push(Metric {
+            name: "handler_us".into(),
+            unit: "Microseconds",
+            value: answer.handler_us,
+        });
+        if answer.cold_start {
+            line.metrics.push(Metric::count("cold_starts", 1));
+        }
+        (json, line)
+    }
+}
+
+impl From<Refused> for Reply {
+    fn from(refused: Refused) -> Self {
+        let json = to_json(&refused);
+        let mut line = Line::new("WARN", "refused", refused.request_id);
+        line.code = Some(refused.error.code());
+        line.fields.push(("reason", refused.error.to_string()));
+        line.metrics.push(Metric::count("refusals", 1));
+        (json, line)
+    }
 }
 
 /// What a client has to know about the model that answers.
@@ -58,6 +78,23 @@ pub struct Description {
 }
 
 impl Description {
+    /// The reply to `"describe": true`.
+    pub fn reply(self, request_id: String) -> Reply {
+        #[derive(Serialize)]
+        struct Described<'a> {
+            request_id: &'a str,
+            #[serde(flatten)]
+            description: &'a Description,
+        }
+        let json = to_json(&Described {
+            request_id: &request_id,
+            description: &self,
+        });
+        let mut line = Line::new("INFO", "described", request_id);
+        line.fields.push(("model", self.model));
+        (json, line)
+    }
+
     /// Of this model.
     pub fn of(model: &Model) -> Self {
         let file = model.file().clone();
@@ -73,12 +110,11 @@ impl Description {
     pub fn middle(&self) -> Vec<f64> {
         let middle = |Feature { min, max, .. }: &Feature| {
             let digits = (2.0 - (max - min).log10().floor()).clamp(0.0, 17.0) as usize;
-            let rounded = format!("{:.digits$}", min / 2.0 + max / 2.0).parse();
-            // Not where all training values are the same.
-            rounded
-                .ok()
-                .filter(|x| (min..=max).contains(&x))
-                .unwrap_or(*min)
+            match format!("{:.digits$}", min / 2.0 + max / 2.0).parse() {
+                Ok(middle) if (*min..=*max).contains(&middle) => middle,
+                // Where all training values are the same.
+                _ => *min,
+            }
         };
         self.features.iter().map(middle).collect()
     }
@@ -87,11 +123,7 @@ impl Description {
     pub fn most_bytes(&self) -> (usize, usize) {
         // With a number of at most 25 bytes, and what separates it from the next.
         let length = |name: &String| json!(name).to_string().len() + 27;
-        let row: usize = self
-            .features
-            .iter()
-            .map(|feature| length(&feature.name))
-            .sum();
+        let row: usize = self.features.iter().map(|f| length(&f.name)).sum();
         let probabilities: usize = self.classes.iter().map(length).sum();
         let longest = self.classes.iter().map(length).max().unwrap_or(0);
         (row + 2, probabilities + longest + length(&self.target) + 80)
@@ -100,11 +132,8 @@ impl Description {
     /// A row as the fields of a request or of an instance in it. JSON knows no NaN and no infinity: they become `null`,
     /// and are refused.
     pub fn instance(&self, row: &[f64]) -> Value {
-        self.features
-            .iter()
-            .zip(row)
-            .map(|(feature, x)| (feature.name.clone(), Value::from(*x)))
-            .collect()
+        let names = self.features.iter().map(|feature| feature.name.clone());
+        names.zip(row.iter().copied().map(Value::from)).collect()
     }
 
     /// A request about one row.
@@ -134,13 +163,14 @@ pub enum Predictions<'m> {
     },
 }
 
-/// `{"code", "message"}` of a refusal.
-#[derive(Debug, Serialize)]
-pub struct Refusal {
-    /// Stable, for programs: [`RequestError::code`].
-    pub code: &'static str,
-    /// For people.
-    pub message: String,
+impl Predictions<'_> {
+    /// Of each row.
+    pub fn rows(&self) -> &[Prediction<'_>] {
+        match self {
+            Self::One(prediction) => std::slice::from_ref(prediction),
+            Self::Batch { predictions } => predictions,
+        }
+    }
 }
 
 /// A reply as JSON.
@@ -158,76 +188,6 @@ pub fn to_http(reply: &RawValue, code: Option<&str>) -> Box<RawValue> {
     };
     let headers = json!({"content-type": "application/json"});
     to_json(&json!({"statusCode": status, "headers": headers, "body": reply.get()}))
-}
-
-impl Reply<'_> {
-    /// To a bad request.
-    pub fn refuse(request_id: Value, error: &RequestError) -> Self {
-        let error = Refusal {
-            code: error.code(),
-            message: error.to_string(),
-        };
-        Self::Refusal { request_id, error }
-    }
-
-    /// Its log line: which request and how it ended, never the values that were sent.
-    pub fn line(self) -> Line {
-        match self {
-            Self::Answer {
-                request_id,
-                result,
-                model,
-                cold_start,
-                handler_us,
-            } => {
-                let mut line = Line::new("INFO", "answered", request_id);
-                line.fields.push(("model", model.to_owned()));
-                line.metrics = result.by_class();
-                line.metrics.push(Metric {
-                    name: "handler_us".into(),
-                    unit: "Microseconds",
-                    value: handler_us,
-                });
-                if cold_start {
-                    line.metrics.push(Metric::count("cold_starts", 1));
-                }
-                line
-            }
-            Self::Description {
-                request_id,
-                description,
-            } => {
-                let mut line = Line::new("INFO", "described", request_id);
-                line.fields.push(("model", description.model));
-                line
-            }
-            Self::Refusal { request_id, error } => {
-                let mut line = Line::new("WARN", "refused", request_id);
-                line.code = Some(error.code);
-                line.fields.push(("reason", error.message));
-                line.metrics.push(Metric::count("refusals", 1));
-                line
-            }
-        }
-    }
-}
-
-impl Predictions<'_> {
-    /// How many rows are of each class that occurs.
-    fn by_class(&self) -> Vec<Metric> {
-        let predictions = match self {
-            Self::One(prediction) => std::slice::from_ref(prediction),
-            Self::Batch { predictions } => predictions,
-        };
-        let mut counts = std::collections::BTreeMap::new();
-        for prediction in predictions {
-            *counts.entry(prediction.label()).or_insert(0) += 1;
-        }
-        counts
-            .into_iter()
-            .map(|(class, count)| Metric::count(format!("predictions_{class}"), count))
-            .collect()
-    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -40,8 +40,8 @@ pub enum Question {
     Batch(Vec<Vec<f64>>),
 }
 
-/// A refused request: the error, and the `request_id` where it could be read.
-#[derive(Debug, Clone, PartialEq)]
+/// A refused request: the error, and the `request_id` where it could be read. Serializes as the protocol's refusal.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Refused {
     /// The caller's name for this request, as it was sent; null where there is none.
     pub request_id: Value,
@@ -202,11 +202,10 @@ impl Reader<'_> {
         let value = |(feature, json): (&Feature, &Option<&RawValue>)| {
             let (field, [low, high]) = (&feature.name, feature.accept);
             let json = json.ok_or_else(|| missing(text, field))?.get();
-            let field = field.clone();
             match serde_json::from_str(json) {
                 Ok(value) if feature.accepts(value) => Ok(value),
                 Ok(value) => Err(RequestError::OutOfRange {
-                    field,
+                    field: field.clone(),
                     value,
                     low,
                     high,
@@ -214,7 +213,10 @@ impl Reader<'_> {
                 }),
                 Err(e) => match kind(json) {
                     "a number" => malformed(format!("`{field}` is no number that fits: {e}")),
-                    found => Err(RequestError::NotANumber { field, found }),
+                    found => {
+                        let field = field.clone();
+                        Err(RequestError::NotANumber { field, found })
+                    }
                 },
             }
         };

@@ -523,11 +523,8 @@ async fn a_container_whose_first_model_is_refused_reads_it_once_and_recovers() {
 
 #[tokio::test]
 async fn in_a_container_that_was_provisioned_no_call_is_cold() {
-    let store = fakes::MemoryStore::default();
-    *store.model.lock().unwrap() = Some(checked(fruit()));
-    let model = iris_fn::current::CurrentModel::new(store, LONG);
-    let publisher = MemoryPublisher::default();
-    let handler = iris_fn::handler::Handler::new(model, publisher, "lab".into(), true, |_| {});
+    let mut handler = handler();
+    handler.invoked = true.into();
     assert_eq!(call(&handler, apple()).await["cold_start"], false);
 }
 

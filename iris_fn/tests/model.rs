@@ -250,14 +250,13 @@ async fn the_last_good_model_serves_while_a_wrong_one_is_published() {
         .map(|(file, _)| file.to_string().into_bytes())
         .collect();
     files.push(FRUIT.to_vec());
-    let model = CurrentModel::new(Files(Mutex::new(files)), Duration::ZERO);
-    let handler = Handler::new(
-        model,
-        MemoryPublisher::default(),
-        "lab".into(),
-        false,
-        |_| {},
-    );
+    let handler = Handler {
+        model: CurrentModel::new(Files(Mutex::new(files)), Duration::ZERO),
+        publisher: MemoryPublisher::default(),
+        stack: "lab".into(),
+        log: |_| {},
+        invoked: false.into(),
+    };
     let request = raw(
         &json!({"request_id": "r", "weight": 180, "width": 8, "height": 7.5, "sweetness": 0.5}),
     );

@@ -6,11 +6,11 @@
 )]
 
 use std::cell::RefCell;
-use std::io;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use iris_fn::current::{CurrentModel, Loaded, ModelStore, StoreError};
+use iris_fn::error::BoxError;
 use iris_fn::handler::{Handler, Publisher};
 use iris_fn::metrics::Line;
 use iris_fn::{Model, ModelError, ModelFile};
@@ -91,14 +91,12 @@ impl MemoryPublisher {
 }
 
 impl Publisher for MemoryPublisher {
-    type Error = io::Error;
-
-    async fn publish(&self, topic: &str, payload: Vec<u8>) -> io::Result<()> {
+    async fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), BoxError> {
         if self.hangs {
             std::future::pending::<()>().await;
         }
         if self.broken {
-            return Err(io::Error::other("connection refused"));
+            return Err("connection refused".into());
         }
         self.sent.lock().unwrap().push((topic.to_owned(), payload));
         Ok(())
@@ -115,10 +113,13 @@ pub fn handler(model: Model, ttl: Duration, publisher: MemoryPublisher) -> TestH
         model: Mutex::new(Some(model)),
         ..MemoryStore::default()
     };
-    let model = CurrentModel::new(store, ttl);
-    Handler::new(model, publisher, "lab".into(), false, |line| {
-        LINES.with_borrow_mut(|lines| lines.push(line));
-    })
+    Handler {
+        model: CurrentModel::new(store, ttl),
+        publisher,
+        stack: "lab".into(),
+        log: |line| LINES.with_borrow_mut(|lines| lines.push(line)),
+        invoked: false.into(),
+    }
 }
 
 pub fn soon() -> SystemTime {
