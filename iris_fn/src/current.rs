@@ -123,11 +123,9 @@ impl<S: ModelStore> CurrentModel<S> {
                 held.etag = etag;
                 held.trouble = None;
             }
-            Err(e @ StoreError::Refused { .. }) => {
-                if let StoreError::Refused { etag, .. } = &e {
-                    held.etag.clone_from(etag);
-                }
-                held.trouble = Some(Arc::new(e));
+            Err(StoreError::Refused { name, etag, source }) => {
+                held.etag.clone_from(&etag);
+                held.trouble = Some(Arc::new(StoreError::Refused { name, etag, source }));
             }
             // As far as anybody knows, the object is the one that was refused.
             _ if refused => {}

@@ -24,21 +24,20 @@ impl S3Store {
 impl ModelStore for S3Store {
     async fn current(&self, known: Option<&str>) -> Result<Option<Loaded>, StoreError> {
         let name = format!("s3://{}/{CURRENT_KEY}", self.bucket);
+        let unread = |source| {
+            let name = name.clone();
+            StoreError::Read { name, source }
+        };
         let started = Instant::now();
         let get = self.client.get_object().bucket(&self.bucket);
-        let get = get
-            .key(CURRENT_KEY)
-            .set_if_none_match(known.map(str::to_owned));
-        let object = match get.send().await {
+        let get = get.set_if_none_match(known.map(str::to_owned));
+        let object = match get.key(CURRENT_KEY).send().await {
             Ok(object) => object,
             // Not an error here: 304, the object has not changed.
             Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 304) => {
                 return Ok(None);
             }
-            Err(e) => {
-                let source = e.into();
-                return Err(StoreError::Read { name, source });
-            }
+            Err(e) => return Err(unread(e.into())),
         };
         let etag = object.e_tag().map(str::to_owned);
         let length = object.content_length().unwrap_or(0);
@@ -49,13 +48,8 @@ impl ModelStore for S3Store {
             };
             return Err(StoreError::Refused { name, etag, source });
         }
-        let bytes = match object.body.collect().await {
-            Ok(bytes) => bytes.into_bytes(),
-            Err(e) => {
-                let source = e.into();
-                return Err(StoreError::Read { name, source });
-            }
-        };
+        let body = object.body.collect().await;
+        let bytes = body.map_err(|e| unread(e.into()))?.into_bytes();
         let s3 = started.elapsed();
 
         let started = Instant::now();
