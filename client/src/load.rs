@@ -18,6 +18,7 @@ use clap::Args;
 use client::{AskError, Client, Counters, Description, Device, Reply, Settings};
 use iris_fn::Feature;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -77,7 +78,8 @@ impl Load {
         let close = || slots.iter().for_each(|slots| slots.close());
         let mut pending: JoinSet<Ended> = JoinSet::new();
         let (mut due, mut sent) = (Latency::new(), Latency::new());
-        let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
+        // One listener for both: a second Ctrl-C that follows at once must not fall between two.
+        let mut stop = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
         let begin = Instant::now();
         let end = begin + Duration::from_secs_f64(self.seconds);
         let mut reported = begin;
@@ -122,7 +124,7 @@ impl Load {
                     last = next;
                     close();
                 }
-                _ = &mut stop => {
+                _ = stop.recv() => {
                     if over {
                         for _ in 0..pending.len() {
                             due.record(deadline);
@@ -136,7 +138,6 @@ impl Load {
                     unasked += last - next;
                     last = next;
                     close();
-                    stop.set(tokio::signal::ctrl_c());
                 }
             }
             if reported.elapsed() > Duration::from_secs(2) {

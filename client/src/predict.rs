@@ -12,6 +12,7 @@ use clap::Args;
 use client::table::{Label, MOST_BYTES, Table};
 use client::{AskError, Client, Counters, Description, Device, Reply, Settings};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -117,7 +118,8 @@ impl Predict {
         let max_pending = usize::from(Settings::default().max_pending);
         let mut pending = JoinSet::new();
         let (mut more, mut stopped) = (true, false);
-        let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
+        // One listener for both: a second Ctrl-C that follows at once must not fall between two.
+        let mut stop = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
         while more || !pending.is_empty() {
             tokio::select! {
                 request = next(&mut requests, &mut tick), if more && pending.len() < max_pending => match request {
@@ -134,7 +136,7 @@ impl Predict {
                     None => more = false,
                 },
                 Some(outcome) = pending.join_next() => summary.add(outcome.context("a request's task panicked")?),
-                _ = &mut stop => {
+                _ = stop.recv() => {
                     if !more {
                         summary.failed += pending.len() as u64;
                         for _ in 0..pending.len() {
@@ -145,7 +147,6 @@ impl Predict {
                     }
                     eprintln!("stopped: waiting for pending requests; press Ctrl-C once more to end these too");
                     (more, stopped) = (false, true);
-                    stop.set(tokio::signal::ctrl_c());
                 }
             }
             summary.progress(&client);
