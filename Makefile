@@ -137,9 +137,12 @@ progress: ## List which exercises are solved
 	@"$(PYTHON)" notebooks/kernel/progress.py
 
 # What Jupyter starts for each notebook: the kernel, with the settings above, in this folder. It compiles cells below
-# target/, because programs from /tmp may be forbidden (noexec).
+# target/, because programs from /tmp may be forbidden (noexec). It gets the compiler that built the library, not rustup's
+# `rustc`, which first has to look for it, and the same wrapper for all that it asks of Cargo, which then remembers the
+# answers: a kernel asks some thirty times before its first cell. And it keeps memory that it once had (MIMALLOC_…).
 kernel:
 	@mkdir -p target/kernels; exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR \
+	  $(addprefix RUSTC=,$(realpath target/setup/rustc)) RUSTC_WRAPPER=env RUSTC_WORKSPACE_WRAPPER=env MIMALLOC_PURGE_DELAY=-1 \
 	  TMPDIR="$(CURDIR)/target/kernels" $(addprefix LD_PRELOAD=$(CURDIR)/,$(wildcard target/setup/cell.so)) \
 	  target/setup/evcxr_jupyter --control_file "$(CONNECTION_FILE)"
 

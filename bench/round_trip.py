@@ -6,6 +6,7 @@ got. The difference is ours. Writes target/round_trip.json; exits with 1 when a 
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "tests"))
-
-from clients import FUNCTION, Cloud, zipped  # noqa: E402
-
 # The function as run.sh built it, the model as the peers' bench wrote it.
-ZIP, MODEL = ROOT / "target/bench/iris_fn.zip", ROOT / "target/bench/model.json"
+os.environ["ZIP"] = "target/bench/iris_fn.zip"
+
+from clients import FUNCTION, ZIP, deployed_cloud, zipped  # noqa: E402
+
 ROUNDS, COUNT = 5, 400
 GOALS = {"p50": 3.0, "p99": 10.0}  # ms
 
@@ -36,47 +37,31 @@ def percentiles(sample):
 
 
 def main():
-    with tempfile.TemporaryDirectory(prefix="round-trip-") as name:
-        folder = Path(name)
-        cloud = Cloud(folder / "local")
-        cloud.must("local")
-        try:
-            cloud.must("bucket")
-            cloud.publish(MODEL.read_bytes())
-            cloud.must("deploy", ZIP=ZIP)
-            device = cloud.deployer("device", "asker", "--dir", str(folder))
-            assert device.wait(60) == 0, device.stdout.read()
-            echo = zipped(folder / "echo.zip", bootstrap=(ROOT / "target/release/echo").read_bytes())
-            function, builds = cloud.client("lambda"), {"bare": echo, "client": ZIP}
-            versions = {}
-            for by, build in builds.items():
-                function.update_function_code(FunctionName=FUNCTION, ZipFile=build.read_bytes())
-                function.get_waiter("function_updated_v2").wait(FunctionName=FUNCTION)
-                versions[by] = function.publish_version(FunctionName=FUNCTION)["Version"]
-            rounds = {"bare": [], "client": []}
-            for n in range(ROUNDS):
-                for by, version in versions.items():
-                    function.update_alias(FunctionName=FUNCTION, Name="live", FunctionVersion=version)
-                    rounds[by].append(percentiles(times(by, folder / "asker")))
-                print(
-                    f"round {n + 1} of {ROUNDS}: without ours {rounds['bare'][-1]}, with {rounds['client'][-1]}",
-                    flush=True,
-                )
-        finally:
-            cloud.make("stop")
-    cases, bad = [], False
+    model = (ROOT / "target/bench/model.json").read_bytes()
+    with tempfile.TemporaryDirectory(prefix="round-trip-") as name, deployed_cloud(Path(name), model) as cloud:
+        cloud.must("device", NAME="asker")
+        echo = zipped(Path(name, "echo.zip"), bootstrap=(ROOT / "target/release/echo").read_bytes())
+        function, versions = cloud.client("lambda"), {}
+        for by, build in {"bare": echo, "client": ZIP}.items():
+            function.update_function_code(FunctionName=FUNCTION, ZipFile=build.read_bytes())
+            function.get_waiter("function_updated_v2").wait(FunctionName=FUNCTION)
+            versions[by] = function.publish_version(FunctionName=FUNCTION)["Version"]
+        rounds = {by: [] for by in versions}
+        for n in range(ROUNDS):
+            for by, version in versions.items():
+                function.update_alias(FunctionName=FUNCTION, Name="live", FunctionVersion=version)
+                rounds[by].append(percentiles(times(by, cloud.devices / "asker")))
+            bare, ours = rounds["bare"][-1], rounds["client"][-1]
+            print(f"round {n + 1} of {ROUNDS}: without ours {bare}, with {ours}", flush=True)
+    cases = []
     for name, goal in GOALS.items():
         bare, ours = (statistics.median(each[name] for each in rounds[by]) for by in ("bare", "client"))
-        ok = ours - bare <= goal
-        bad |= not ok
-        print(
-            f"{name}: {ours:.2f} ms with our code, {bare:.2f} without: {ours - bare:+.2f} ms, goal {goal} {'ok' if ok else 'MISSED'}"
-        )
-        cases.append(
-            {"name": name, "ours": ours, "bare": bare, "added": ours - bare, "unit": "ms", "goal": goal, "ok": ok}
-        )
+        added, ok = ours - bare, ours - bare <= goal
+        verdict = f"goal {goal} {'ok' if ok else 'MISSED'}"
+        print(f"{name}: {ours:.2f} ms with our code, {bare:.2f} without: {added:+.2f} ms, {verdict}")
+        cases.append({"name": name, "ours": ours, "bare": bare, "added": added, "unit": "ms", "goal": goal, "ok": ok})
     (ROOT / "target/round_trip.json").write_text(json.dumps({"cases": cases}, indent=1) + "\n")
-    return int(bad)
+    return int(not all(each["ok"] for each in cases))
 
 
 if __name__ == "__main__":

@@ -15,5 +15,6 @@ target/notebook/deploy package target/release/bootstrap target/bench/iris_fn.zip
 
 target/release/hot --bench
 # OPENBLAS_*: some machines set them for older versions, and they slow a current NumPy down.
-env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE PYTHON="$(readlink -f .venv/bin/python)" target/release/peers
+env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE PYTHON="$(readlink -f .venv/bin/python)" target/release/peers || missed=$?
 .venv/bin/python bench/round_trip.py
+exit "${missed:-0}"

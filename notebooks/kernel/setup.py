@@ -20,6 +20,7 @@ if __name__ == "__main__":  # until `main`: a Ctrl-C during the imports prints n
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -54,16 +55,6 @@ LINK = STAMPS / "evcxr_jupyter"  # to the one that is used
 NO_WRAPPER = "env"
 CARGO_HOME = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
 
-MISSING = {
-    "cargo": "Rust is missing. Install it from https://rustup.rs, then open a new terminal.",
-    "rust": f"Rust {'.'.join(map(str, RUST))} or newer is needed: rustup update stable && rustup default stable",
-    "cc": "A C compiler is missing. Debian/Ubuntu: apt install build-essential · Fedora: dnf install gcc · "
-    "macOS: xcode-select --install",
-    "venv": "Python's venv module is missing. Debian/Ubuntu: apt install python3-venv",
-    "data": "data/iris.csv has Windows' line ends (Git's core.autocrlf, or an editor). Bring back the published ones: "
-    "rm data/*.csv && git checkout data",
-}
-
 
 def rustc_version() -> str:
     """What rustc says of itself, or why it does not work (rustup without a toolchain); empty when it is not there."""
@@ -79,35 +70,32 @@ def tools(rustc: str) -> Iterator[tuple[str, str, str]]:
     if sys.version_info < (3, 10):
         wrong = f"Python 3.10 or newer is needed, this is {python}: install one and name it, make setup PYTHON=python3.12"
     yield "Python", python, wrong
-    found = re.search(r"^release: ((\d+)\.(\d+)\S*)", rustc, re.MULTILINE)
-    wrong = ""
+    found, wrong = re.search(r"^release: ((\d+)\.(\d+)\S*)", rustc, re.MULTILINE), ""
     if found and tuple(map(int, found.groups()[1:])) < RUST:
-        wrong = f"{MISSING['rust']} (this is {found[1]})"
+        wrong = f"Rust {RUST[0]}.{RUST[1]} or newer is needed: rustup update stable && rustup default stable (this is {found[1]})"
     elif not rustc or not shutil.which("cargo"):
-        wrong = MISSING["cargo"]
+        wrong = "Rust is missing. Install it from https://rustup.rs, then open a new terminal."
     elif not found:
         wrong = f"rustc does not work: {rustc.splitlines()[0]}"
         if not (os.environ.get("RUSTUP_HOME") or Path.home().is_dir()):
             wrong += f". HOME={Path.home()} is no folder: rustup keeps Rust there, or where RUSTUP_HOME says"
     yield "Rust", found[1] if found else "none", wrong
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
-    yield "C compiler", compiler or "none", "" if compiler else MISSING["cc"]
-    try:
-        import ensurepip  # noqa: F401  (Debian ships Python without it)
-        import venv  # noqa: F401
-    except ImportError:
-        yield "venv", "none", MISSING["venv"]
-    else:
-        yield "venv", "there", ""
+    wrong = "A C compiler is missing. Debian/Ubuntu: apt install build-essential · Fedora: dnf install gcc · "
+    wrong += "macOS: xcode-select --install"
+    yield "C compiler", compiler or "none", "" if compiler else wrong
+    there = all(map(importlib.util.find_spec, ("venv", "ensurepip")))  # Debian ships Python without the second
+    wrong = "Python's venv module is missing. Debian/Ubuntu: apt install python3-venv"
+    yield "venv", "there" if there else "none", "" if there else wrong
     for setting, place in (("XDG_CACHE_HOME", CACHE), ("CARGO_HOME", CARGO_HOME)):
         wrong = f"{place} cannot be written, and what is downloaded once is kept there: choose another folder, {setting}=…"
         yield "home", str(place), "" if writable(place) else wrong
-    wrong = ""
-    if re.search(r"\s", str(ROOT)):
-        wrong = f"{ROOT} has a space in it, and evcxr loads no cell from such a folder: rename it, or move the project"
-    yield "folder", str(ROOT), wrong
+    wrong = f"{ROOT} has a space in it, and evcxr loads no cell from such a folder: rename it, or move the project"
+    yield "folder", str(ROOT), wrong if re.search(r"\s", str(ROOT)) else ""
     crlf = b"\r\n" in (ROOT / "data/iris.csv").read_bytes()
-    yield "data", "Windows' line ends" if crlf else "as published", MISSING["data"] if crlf else ""
+    wrong = "data/iris.csv has Windows' line ends (Git's core.autocrlf, or an editor). Bring back the published ones: "
+    wrong += "rm data/*.csv && git checkout data"
+    yield "data", "Windows' line ends" if crlf else "as published", wrong if crlf else ""
 
 
 def writable(place: Path) -> bool:
@@ -118,9 +106,8 @@ def writable(place: Path) -> bool:
 
 def check_tools(rustc: str) -> None:
     """Checked before anything is installed."""
-    for _, _, wrong in tools(rustc):
-        if wrong:
-            raise SetupError(wrong)
+    if wrong := next((wrong for *_, wrong in tools(rustc) if wrong), None):
+        raise SetupError(wrong)
 
 
 def digest(*inputs: Path | str) -> str:
@@ -264,7 +251,7 @@ def install_kernel() -> None:
         found = EVCXR if place == CACHED and CACHED.exists() else kernel_version(place)
         if found == EVCXR:
             print(f"using {place}", flush=True)
-            return link_kernel(Path(place))
+            return link(LINK, place)
         if named:
             raise SetupError(f"EVCXR={named} is {found or 'not an evcxr_jupyter'}, and {EVCXR} is needed")
     root = CACHED.parents[1]
@@ -286,50 +273,36 @@ def install_kernel() -> None:
         if build.returncode:
             sys.exit(build.returncode)
         shutil.rmtree(TARGET / "evcxr", ignore_errors=True)
-    link_kernel(CACHED)
+    link(LINK, CACHED)
 
 
-def link_kernel(program: Path) -> None:
-    """Where the kernel's settings, and a later run, find it."""
-    LINK.unlink(missing_ok=True)
-    LINK.symlink_to(Path(program).absolute())
+def link(name: Path, place: Path | str) -> None:
+    """Where the Makefile, and a later run, find it."""
+    name.unlink(missing_ok=True)
+    name.symlink_to(Path(place).absolute())
 
 
 ASK_VERSION = """
-import queue, subprocess, sys
-from jupyter_client import BlockingKernelClient, write_connection_file
-file, _ = write_connection_file()
-kernel = subprocess.Popen([sys.argv[1], "--control_file", file], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-client = BlockingKernelClient(connection_file=file)
-try:
-    client.load_connection_file()
-    client.start_channels()
-    client.kernel_info()
-    for _ in range(60):
-        if kernel.poll() is not None:
-            sys.exit(1)  # it is no kernel
-        try:
-            content = client.get_shell_msg(timeout=1)["content"]
-        except queue.Empty:
-            continue
-        print(content["implementation"], content["implementation_version"])
-        break
-finally:
-    client.stop_channels()
-    kernel.kill()
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel(kernel_name="asked", startup_timeout=60)
+answer = client.kernel_info(reply=True)["content"]
+print(answer["implementation"], answer["implementation_version"])
+manager.shutdown_kernel(now=True)
 """
 
 
 def kernel_version(program: Path | str) -> str | None:
     """The version that an evcxr_jupyter itself reports: it has no --version, so it is asked as a kernel."""
-    if not os.access(program, os.X_OK):
-        return None
     with TemporaryDirectory() as tmp:  # a kernel that is killed leaves its own folder there
-        ask = [VENV / "bin/python", "-c", ASK_VERSION, program]
-        environment = os.environ | {"TMPDIR": tmp}
+        spec = Path(tmp, "kernels/asked/kernel.json")
+        spec.parent.mkdir(parents=True)
+        argv = [str(program), "--control_file", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": argv, "display_name": "", "language": "rust"}))
+        environment = os.environ | {"JUPYTER_PATH": tmp, "TMPDIR": tmp}
+        ask = [VENV / "bin/python", "-c", ASK_VERSION]
         asked = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
-    found = re.fullmatch(r"evcxr_jupyter (\S+)\s*", asked.stdout)
-    return found and found.group(1)
+    found = re.search(r"^evcxr_jupyter (\S+)$", asked.stdout, re.MULTILINE)
+    return found and found[1]
 
 
 def library_to_link() -> Path:
@@ -344,6 +317,15 @@ def library_to_link() -> Path:
     except (OSError, subprocess.CalledProcessError):
         return LIBRARY  # macOS, or no binutils: cells are slower and work
     return empty
+
+
+def tokio_to_link(flags: list[str]) -> Path:
+    """The Tokio that evcxr looks for, compiled once: at its start, each kernel would do so."""
+    library = STAMPS / "libtokio.rlib"
+    compile_it = ["rustc", "--crate-name=tokio", "--crate-type=rlib", "--edition=2024", "-o", library, *flags]
+    environment = os.environ | {"RUSTC_BOOTSTRAP": "1"}
+    subprocess.run([*compile_it, HERE / "tokio/src/lib.rs"], env=environment, check=True)
+    return library
 
 
 def standard_library() -> Path:
@@ -376,6 +358,7 @@ def configure_jupyter() -> None:
     shutil.rmtree(KERNEL.with_name("rust"), ignore_errors=True)  # its name until November 2026
     KERNEL.mkdir(parents=True, exist_ok=True)
     manners()
+    link(STAMPS / "rustc", sysroot() / "bin/rustc")
     folder = LIBRARY.parent
     linked = library_to_link()
     flags = [
@@ -388,6 +371,7 @@ def configure_jupyter() -> None:
         *([] if linked == LIBRARY else ["-Clink-arg=-Wl,--no-as-needed", f"-Clink-arg={linked}"]),
         *rust_flags(),
     ]
+    flags.append(f"--extern=tokio={tokio_to_link(flags)}")
     # Known before the kernel compiles anything, so that it does not do so twice.
     early = ["[evcxr]", 'opt_level = "0"', "offline_mode = true"]
     # A panic ends the kernel's process: the cell fails, as it should, and variables are lost.
@@ -397,12 +381,11 @@ def configure_jupyter() -> None:
         ":linker system",
         f":build_env CARGO_ENCODED_RUSTFLAGS={chr(31).join(flags)}",
         ":build_env RUSTC_BOOTSTRAP=1",
-        # Whatever the user's Cargo files say of other builds.
-        f":build_env RUSTC_WRAPPER={NO_WRAPPER}",
-        f":build_env RUSTC_WORKSPACE_WRAPPER={NO_WRAPPER}",
+        # Whatever the user's Cargo files say of other builds. (The Makefile keeps their wrappers away.)
         f":build_env {linker_variable()}=cc",
         *(f":build_env CARGO_PROFILE_DEV_{key}" for key in ("PANIC=unwind", "LTO=false", "STRIP=debuginfo", "DEBUG=false")),
-        f':dep tokio = {{ path = "{HERE / "tokio"}" }}',
+        # What evcxr would add at the first `.await`. Optional: Cargo does not compile it.
+        f':dep tokio = {{ path = "{HERE / "tokio"}", optional = true }}',
     ]
     (KERNEL / "evcxr.toml").write_text("\n".join([*early, ""]))
     (KERNEL / "init.evcxr").write_text("\n".join([*late, ""]))
@@ -448,18 +431,17 @@ def steps(rustc: str) -> list[Step]:
             "Rust kernel",
             digest(EVCXR, os.environ.get("EVCXR", "")),
             LINK,
-            lambda: [[sys.executable, __file__, "--kernel"]],
+            lambda: [[sys.executable, __file__, "install_kernel"]],
             usual=(800, 253),
             nice=0,
             after=("Python tools",) if there else (),
         ),
         Step(
             "kernel and JupyterLab settings",
-            digest(HERE / "setup.py", HERE / "cell.c", HERE / "jupyter_server_config.py", str(ROOT), rustc, library),
+            digest(HERE / "setup.py", HERE / "cell.c", HERE / "tokio", HERE / "jupyter_server_config.py", str(ROOT), rustc, library),
             KERNEL / "kernel.json",
-            list,
+            lambda: [[sys.executable, __file__, "configure_jupyter"]],
             after=("Python tools", "Rust kernel", "notebook library"),
-            then=configure_jupyter,
         ),
         Step(
             "programs",
@@ -487,8 +469,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if arguments == ["--kernel"]:
-            install_kernel()
+        if step := {"install_kernel": install_kernel, "configure_jupyter": configure_jupyter}.get("".join(arguments)):
+            step()
             return 0
         rustc = rustc_version()
         check_tools(rustc)

@@ -51,7 +51,6 @@ class Step:
     commands: Callable[[], list[list[str | Path]]]  # called when the step starts: it may look around first
     usual: tuple[float, int] = (5, 0)  # seconds of one core and crates, until this machine has measured them
     after: tuple[str, ...] = ()
-    then: Callable[[], None] = lambda: None
     nice: int = 4  # 0 for what takes longest and cannot use all cores: the others get less
     process: subprocess.Popen[bytes] | None = None
     queue: list[list[str | Path]] = field(default_factory=list)
@@ -134,7 +133,6 @@ class Run:
                     preexec_fn=lambda: (os.setpgid(0, 0), os.nice(step.nice)),
                 )  # fmt: skip
             return
-        step.then()
         if not step.product.exists():
             raise SetupError(f"{step.name}: it ended well but {step.product} is not there; {step.log} may say why")
         step.stamp.write_text(step.fingerprint)

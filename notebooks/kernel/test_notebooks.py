@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from test_outputs import difference
 from test_situations import HOSTILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,10 @@ def settings() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in makes} | ours
 
 
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
 @pytest.fixture
 def cloud() -> Iterator[dict[str, str]]:
     """The same, of one that lives as long as the test."""
@@ -56,7 +62,7 @@ def cloud() -> Iterator[dict[str, str]]:
 def test_every_committed_output_is_what_the_cell_gives_today_and_nobody_else_is_called() -> None:
     """On a machine whose AWS settings all lead elsewhere. Where strace is, it says who was called. What the kernels and
     their `!make` ask of AWS goes through a recorder: AWS's models know each call, and the deployer's policy allows it."""
-    run = [".venv/bin/python", "notebooks/kernel/run.py", "--check", "--out", str(WORK), *map(str, NOTEBOOKS)]
+    run = [".venv/bin/python", "notebooks/kernel/run.py", "--out", str(WORK), *map(str, NOTEBOOKS)]
     assert NOTEBOOKS, "no notebooks found"
     script = 'make local && { "$@"; code=$?; make stop; exit $code; }'
     command, calls = ["sh", "-c", script, "sh", *run], WORK.with_suffix(".strace")
@@ -69,7 +75,14 @@ def test_every_committed_output_is_what_the_cell_gives_today_and_nobody_else_is_
         redirect.write_text(f"override AWS_ENDPOINT_URL := {recorder.url}\n")
         done = subprocess.run(command, cwd=ROOT, env=ours | HOSTILE | {"MAKEFILES": str(redirect)}, timeout=1800)
     if done.returncode:
-        pytest.fail("a notebook failed or is stale; what it printed above says which cell", pytrace=False)
+        pytest.fail("a notebook failed; what it printed above says which cell", pytrace=False)
+    stale = [
+        f"{path.name}, code cell {number} no longer shows what is committed:\n{found}"
+        for path in NOTEBOOKS
+        for number, pair in enumerate(zip(code_cells(path), code_cells(WORK / path.name), strict=True), start=1)
+        if (found := difference(*pair))
+    ]
+    assert not stale, "\n".join([*stale, "next: run `make notebooks` and review the diff"])
     if command[0] == "strace":
         called = CALLED.findall(calls.read_text(errors="replace"))
         assert len(called) > 100 and {*called} <= {"127.0.0.1", "::1"}, {*called}

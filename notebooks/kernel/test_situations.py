@@ -267,6 +267,7 @@ def space_and_umlaut(clone: Clone) -> None:
 def noexec_tmp(clone: Clone) -> None:
     arguments, found = clone.seen("kernel", "CONNECTION_FILE=a.json", TMPDIR="/noexec")
     assert arguments == ["--control_file", "a.json"] and found["TMPDIR"] == f"{clone.folder}/target/kernels"
+    assert found["RUSTC_WRAPPER"] == found["RUSTC_WORKSPACE_WRAPPER"] == setup.NO_WRAPPER
 
 
 def no_home(clone: Clone) -> None:

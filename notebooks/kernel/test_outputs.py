@@ -18,9 +18,11 @@ import math
 import re
 from functools import partial
 
+import pytest
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_output
+from run import ANSI
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 UUID = r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
 # Not after a dot: the digits of 0.123456789012 are a number's, not a hash's.
 ID = re.compile(UUID + r"|(?<![0-9A-Za-z.])[0-9a-fA-F]{12,}(?![0-9A-Za-z])")
@@ -69,3 +71,71 @@ def same_text(a: str, b: str, pixels: bool = False, any_number: bool = False) ->
     numbers = [[] if any_number else map(float, NUMBER.findall(text)) for text in (a, b)]
     close = partial(math.isclose, rel_tol=1e-3, abs_tol=2.0 if pixels else 1e-6)
     return words[0] == words[1] and all(map(close, *numbers))
+
+
+JSON_MIME, SVG = "application/json", "<svg><circle cx='%s'/></svg>"
+
+
+@pytest.mark.parametrize(
+    ("committed", "now", "same"),
+    [
+        ("accuracy 0.9733", "accuracy 0.9741", True),
+        ("accuracy 0.97", "accuracy 0.98", False),
+        ("accuracy 0.971234567890123", "accuracy 0.911234567890123", False),
+        ("p50 1.2e-3", "p50 1.3e-3", False),  # small, and a result
+        ("price 0.0007", "price 0.0008", False),
+        ("gradient 8e-7", "gradient 9e-7", True),  # zero, as far as anybody can tell
+        ("gradient 8e-7", "gradient 8e-6", False),
+        ("-0.000 |", "0.000 |", True),
+        ("12345.0 rows/s", "12350.0 rows/s", True),
+        ("apple 50", "apple 49", False),
+        ("apple 1.0", "pear 1.0", False),
+        ("1 2 3", "1 2", False),
+        ("model 5f2b9c", "model 5f2b9d", False),
+        ("model 5f2b9c0a7d31 stored", "model e00111222333 stored", True),
+        ("id 123e4567-e89b-12d3-a456-426614174000", "id 00000000-0000-0000-0000-000000000000", True),
+        ("│  9.9996 │\n├────┤", "│ 10.0 │\n├──────┤", True),
+    ],
+)
+def test_noise_is_told_from_a_changed_result(committed: str, now: str, same: bool) -> None:
+    assert same_text(committed, now) is same
+
+
+def cell(*outputs: NotebookNode | str, tag: str = "plain") -> NotebookNode:
+    """A code cell with these outputs; a string is text on stdout."""
+    made = [new_output("stream", name="stdout", text=o) if isinstance(o, str) else o for o in outputs]
+    return new_code_cell("", outputs=made, metadata={"tags": [tag]})
+
+
+def rich(data: object, mime: str = "text/html") -> NotebookNode:
+    """An output that is not text on stdout."""
+    return new_output("execute_result", data={mime: data})
+
+
+@pytest.mark.parametrize(
+    ("committed", "now", "report"),
+    [
+        (cell("a\n", "b\n"), cell("a\nb\n"), ""),
+        (cell("\x1b[31mred\x1b[0m"), cell("red"), ""),
+        (cell(rich("<td>1.0")), cell(rich("<td>1.0001")), ""),
+        (cell(rich("<td>1.0")), cell(rich("<td>2.0")), "-<td>1.0\n+<td>2.0"),
+        (cell(rich({"a": 1}, JSON_MIME)), cell(rich({"a": 2}, JSON_MIME)), '- "a": 1\n+ "a": 2'),
+        (cell(rich(SVG % "10.0")), cell(rich(SVG % "11.9")), ""),  # pixels
+        (cell(rich(SVG % "10.0")), cell(rich(SVG % "13.0")), "-<circle cx='10.0'/>\n+<circle cx='13.0'/>"),
+        (cell("answer after 980µs", rich("x"), tag="varies"), cell("answer after 1.2ms", rich("y")), ""),
+        (cell("answer after 980µs", tag="varies"), cell("no answer after 980µs"), "+no answer"),
+        (cell("Compiling", tag="log"), cell("Fresh"), ""),
+        (cell("a", tag="log"), cell("a", rich("")), "committed: stdout\nnow:       stdout + text/html"),
+        (cell(), cell("a", tag="varies"), "committed: no output\nnow:       stdout"),
+    ],
+)
+def test_two_runs_of_a_cell_are_compared(
+    committed: NotebookNode, now: NotebookNode, report: str
+) -> None:
+    found = difference(committed, now)
+    assert report in found and bool(report) == bool(found)
+
+
+def test_the_diff_shows_the_line_that_changed_and_no_noise() -> None:
+    found = difference(cell("rows 150\nloss 0.1234\nok\n"), cell("rows 149\nloss 0.1235\nok\n"))
+    assert "-rows 150\n+rows 149" in found and "0.1235" not in found
