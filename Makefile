@@ -142,8 +142,8 @@ progress: ## List which exercises are solved
 # answers: a kernel asks some thirty times before its first cell. And it keeps memory that it once had (MIMALLOC_…).
 kernel:
 	@mkdir -p target/kernels; exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR \
-	  $(addprefix RUSTC=,$(realpath target/setup/rustc)) RUSTC_WRAPPER=env RUSTC_WORKSPACE_WRAPPER=env MIMALLOC_PURGE_DELAY=-1 \
-	  TMPDIR="$(CURDIR)/target/kernels" $(addprefix LD_PRELOAD=$(CURDIR)/,$(wildcard target/setup/cell.so)) \
+	  $(if $(realpath target/setup/rustc),RUSTC="$(realpath target/setup/rustc)") RUSTC_WRAPPER=env RUSTC_WORKSPACE_WRAPPER=env \
+	  MIMALLOC_PURGE_DELAY=-1 TMPDIR="$(CURDIR)/target/kernels" $(addprefix LD_PRELOAD=$(CURDIR)/,$(wildcard target/setup/cell.so)) \
 	  target/setup/evcxr_jupyter --control_file "$(CONNECTION_FILE)"
 
 ##@ The cloud

@@ -416,7 +416,7 @@ def steps(rustc: str) -> list[Step]:
     crates = {name: [path / "Cargo.toml", path / "src"] for name, path in CRATES.items()}
     library = digest(*lock, *crates["workshop"], *crates["iris_fn"], *crates["client"])
     # A kernel that is on the machine already is asked for its version by a tool of Python's.
-    there = os.environ.get("EVCXR") or shutil.which("evcxr_jupyter")
+    there = os.environ.get("EVCXR") or shutil.which("evcxr_jupyter") or (CARGO_HOME / "bin/evcxr_jupyter").exists()
     return [
         Step(
             "Python tools",

@@ -52,6 +52,8 @@ def test_an_evcxr_of_the_same_version_is_used(machine, place):
     there.symlink_to(REAL)
     setup.install_kernel()
     assert setup.LINK.readlink() == there and not built(machine)
+    # On a new machine, what asks for its version must be there first.
+    assert {step.name: step.after for step in setup.steps("")}["Rust kernel"] == ("Python tools",)
 
 
 def test_the_one_from_an_earlier_set_up_is_used(machine):

@@ -261,7 +261,9 @@ def space_and_umlaut(clone: Clone) -> None:
     assert (odd / "called").read_text() == "notebooks/kernel/setup.py\n" or "notebooks" in (odd / "called").read_text()
     assert found["PATH"].startswith(f"{other.folder}/.venv/bin:") and found["LOCAL_DIR"] == f"{other.folder}/target/local"
     assert other.seen("lab", PYTHON=str(python))[0][0] == "lab"
-    assert other.environment("kernel", "CONNECTION_FILE=a b")["TMPDIR"] == f"{other.folder}/target/kernels"
+    (other.folder / "target/setup/rustc").symlink_to(python)  # as rustup's below such a HOME
+    found = other.environment("kernel", "CONNECTION_FILE=a b")
+    assert found["TMPDIR"] == f"{other.folder}/target/kernels" and found["RUSTC"] == str(python)
 
 
 def noexec_tmp(clone: Clone) -> None:
