@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "tests"))
 # The function as run.sh built it, the model as the peers' bench wrote it.
-os.environ["ZIP"] = "target/bench/iris_fn.zip"
+os.environ["ZIP"] = str(ROOT / "target/bench/iris_fn.zip")
 
 from clients import FUNCTION, ZIP, deployed_cloud, zipped  # noqa: E402
 

@@ -24,6 +24,7 @@ from test_outputs import JSON_MIME, cell, rich
 
 JSON_CELL = 'println!("EVCXR_BEGIN_CONTENT application/json\\n{}\\nEVCXR_END_CONTENT", %s);'
 
+
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
@@ -151,7 +152,6 @@ def test_a_good_notebook_is_run_and_saved(bench: Workbench) -> None:
     stdout, result = saved.cells[5].outputs
     assert stdout.text.endswith("line 4999\n") and (result.data["text/plain"], result.execution_count) == ("2", 4)
     assert (bench.folder / "out" / "good.ipynb").read_bytes() == path.read_bytes()
-
 
 
 def test_notebooks_have_fresh_kernels_and_a_failure_stops_the_run(bench: Workbench) -> None:
