@@ -293,6 +293,8 @@ manager.shutdown_kernel(now=True)
 
 def kernel_version(program: Path | str) -> str | None:
     """The version that an evcxr_jupyter itself reports: it has no --version, so it is asked as a kernel."""
+    if not os.access(program, os.X_OK):
+        return None  # nothing to ask, and on a new machine no Python to ask with either
     with TemporaryDirectory() as tmp:  # a kernel that is killed leaves its own folder there
         spec = Path(tmp, "kernels/asked/kernel.json")
         spec.parent.mkdir(parents=True)

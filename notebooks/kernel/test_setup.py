@@ -171,7 +171,9 @@ def test_a_signal_ends_what_runs_and_says_how_to_go_on(tmp_path, number):
         (clone / name).symlink_to(setup.ROOT / name)
     program(tmp_path / "bin/rustc", "echo release: 1.95.0")
     program(tmp_path / "bin/cargo", f'case "$1" in -Z*) exit;; esac; echo $$ >> {tmp_path}/pids; exec sleep 60')
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    # No cache, and no evcxr in Cargo's bin, which would have the kernel wait for Python's tools.
+    homes = {name: str(tmp_path / name) for name in ("XDG_CACHE_HOME", "CARGO_HOME")}
+    environment = {**os.environ, **homes, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
     process = subprocess.Popen(
         [sys.executable, clone / "notebooks/kernel/setup.py"], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,

@@ -209,7 +209,7 @@ def shipped_to_aws(clone: Clone) -> None:
     program(clone.bin / "setup", f'exec {sys.executable} -c "{script}"')
     clone.make(
         "build", "TARGET=aws", PYTHON=str(clone.bin / "setup"), CARGO_HOME=str(home), RUSTFLAGS="-Ctarget-cpu=native",
-        CFLAGS="-march=native",
+        CFLAGS="-march=native", RUSTUP_HOME=os.environ.get("RUSTUP_HOME", ""),
     )  # fmt: skip
     arguments, found = json.loads(seen.read_text())
     assert {"lambda", "--arm64", "--release"} <= {*arguments}
