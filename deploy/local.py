@@ -84,7 +84,9 @@ def start(settings, quiet=False):
             return already_running(settings, record, answers, quiet)
         time.sleep(0.1)  # one that was just killed holds its file until the system has taken it down
     for name, port in settings.ports.items():
-        if trouble := why_taken(port):
+        while (trouble := why_taken(port)) and ending(settings) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if trouble:
             ports = "make local GATEWAY_PORT=… IOT_MTLS_PORT=…"
             sys.exit(f"Port {port} ({name}) is not free: {trouble}. Choose others: {ports}")
     from subprocess import DEVNULL, Popen
@@ -159,6 +161,16 @@ def running(settings):
                 return json.loads(file.read() or "null")
     except FileNotFoundError:
         return None
+
+
+def ending(settings):
+    """Whether the last MiniStack of LOCAL_DIR is still there: one that was killed loses its lock before its ports."""
+    try:
+        with open(settings.pid_file) as file:
+            os.kill(json.load(file)["pid"], 0)
+        return True
+    except (OSError, ValueError):  # no file, an empty one, no such process, somebody else's
+        return False
 
 
 def already_running(settings, record, answers, quiet):

@@ -500,6 +500,19 @@ def test_a_taken_port_is_named_with_the_way_out(stopped, name, address):
     assert err.count("\n") == 1
 
 
+def test_start_waits_for_the_ports_of_one_that_is_being_taken_down(stopped):
+    holds = f"""
+import json, os, socket, time
+with socket.create_server(("127.0.0.1", {stopped.gateway})), open("pid", "w") as file:
+    print(json.dumps({{"pid": os.getpid()}}), file=file, flush=True)
+    time.sleep(1.5)"""
+    stopped.dir.mkdir()
+    last = subprocess.Popen([sys.executable, "-c", holds], cwd=stopped.dir)
+    wait_for(lambda: (stopped.dir / "pid").exists() and (stopped.dir / "pid").read_text())
+    assert "up in" in stopped.start()
+    assert last.wait() == 0
+
+
 @pytest.mark.parametrize("name", local.LIMITS)
 @pytest.mark.parametrize("value", ["0", "65536000", "-1", "http", "80.5", "٣"])
 def test_what_is_no_number_in_its_limits_is_refused(name, value):
