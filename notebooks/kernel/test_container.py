@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
@@ -19,6 +20,10 @@ import pytest
 import setup
 
 ROOT = setup.ROOT
+sys.path.append(str(ROOT / "deploy/tests"))
+
+from test_local import free_ports  # noqa: E402
+
 IGNORED = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
 
 
@@ -72,19 +77,14 @@ def test_the_dev_container_uses_what_there_is():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def free_ports():
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        return {name: str(each.getsockname()[1]) for name, each in (("GATEWAY_PORT", one), ("IOT_MTLS_PORT", other))}
-
-
 class Debian:
     """A bare Debian in a folder, and the Dockerfile's steps in it, as an engine would run them."""
 
     def __init__(self, folder):
         self.folder, self.user, self.workdir = folder, "root", "/"
-        self.rust, self.ports = "/usr/local/rustup/bin", free_ports()  # it shares this machine's network
+        self.rust = "/usr/local/rustup/bin"
+        # It shares this machine's network.
+        self.ports = dict(zip(("GATEWAY_PORT", "IOT_MTLS_PORT"), map(str, free_ports(2))))
 
     def command(self, line):
         """Processes end with the first one, mounts with them: nothing is left."""

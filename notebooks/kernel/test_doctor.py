@@ -10,16 +10,15 @@ import doctor
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "deploy/tests"))
+
+from test_local import free_ports  # noqa: E402
 
 
 @pytest.fixture
 def cloud(tmp_path):
     """The settings of a local cloud that does not run, on free ports."""
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        ports = one.getsockname()[1], two.getsockname()[1]
-    names = dict(zip(("GATEWAY_PORT", "IOT_MTLS_PORT"), map(str, ports)))
+    names = dict(zip(("GATEWAY_PORT", "IOT_MTLS_PORT"), map(str, free_ports(2))))
     return doctor.local.Settings({**names, "LOCAL_DIR": str(tmp_path)})
 
 
