@@ -227,9 +227,8 @@ mod tests {
     #[test]
     fn the_projects_own_prices_give_a_bill() {
         let p: PriceList = serde_json::from_str(LIST).unwrap();
-        // 30 MB, the alarms, one dashboard.
-        let alarms = 0.1 * alarms() as f64;
-        assert!((sum(&idle(&p).unwrap()) - (3.000_69 + alarms)).abs() < 1e-4);
+        // 30 MB, four alarms, one dashboard.
+        assert!((sum(&idle(&p).unwrap()) - 3.400_69).abs() < 1e-4);
         // 0.20 + 0.0333 + 3.00 + 0.30 + 0.4112
         assert!((sum(&calls(&p).unwrap()) - 3.9445).abs() < 1e-3);
     }

@@ -520,6 +520,12 @@ def test_what_is_no_number_in_its_limits_is_refused(name, value):
         local.Settings({name: value})
 
 
+def test_the_highest_port_is_65535():
+    assert local.Settings({"GATEWAY_PORT": "65535"}).gateway == 65535
+    with pytest.raises(SystemExit, match="GATEWAY_PORT='65536'"):
+        local.Settings({"GATEWAY_PORT": "65536"})
+
+
 def test_a_command_that_is_none_gets_the_usage(stopped):
     for command in ((), ("begin",), ("stop", "--quiet")):
         code, _, err = stopped.run(*command)

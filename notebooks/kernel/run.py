@@ -308,6 +308,23 @@ def read(source: Path) -> bytes:
         raise Failed(f"{source} is no notebook ({reason}): check the path, or restore it from git") from None
 
 
+def check_copies(sources: list[Path], out: Path) -> None:
+    """Raises `Failed` when a copy would take the place of a notebook, or of another one's copy."""
+    taken = {source.resolve() for source in sources}
+    for source in sources:
+        copy = (out / source.name).resolve()
+        if copy in taken:
+            raise Failed(f"the copy of {source} would overwrite {copy}: name another folder with --out")
+        taken.add(copy)
+
+
+def seconds(text: str) -> int:
+    """A cell's time limit, as argparse reads it."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds, 1 or more (CELL_TIMEOUT sets it too)")
+    return int(text)
+
+
 def write(path: Path, text: str) -> None:
     """Write beside `path` and rename, so that nobody ever reads half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -332,10 +349,11 @@ def main() -> int:
     add("--out", type=Path, default=ROOT / "target/notebooks", help="folder of the copies (target/notebooks)")
     add("--in-place", action="store_true", help="also save the outputs in each notebook that passes")
     add("--summary", type=Path, help="write the cells' JSON results, and all times, to this file")
-    add("--timeout", type=int, default=os.environ.get("CELL_TIMEOUT") or "600", help="seconds for each cell")
+    add("--timeout", type=seconds, default=os.environ.get("CELL_TIMEOUT") or "600", help="seconds for each cell")
     options, code = parser.parse_args(), 2
     try:
         notebooks = {source: read(source) for source in options.notebooks}
+        check_copies(options.notebooks, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
         runner, code = Runner(options), 1
         return asyncio.run(runner.run(notebooks))

@@ -70,18 +70,21 @@ def test_every_committed_output_is_what_the_cell_gives_today_and_nobody_else_is_
     if shutil.which("strace"):
         command = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect", "-o", str(calls), *command]
     ours, redirect = settings(), WORK.with_suffix(".mk")
+    committed = {path: (path.read_bytes(), code_cells(path)) for path in NOTEBOOKS}
     with Recorder(f"http://127.0.0.1:{ours['GATEWAY_PORT']}") as recorder:
         # Each make below reads this file first. The cloud, and the functions that it runs, keep their own address.
         redirect.write_text(f"override AWS_ENDPOINT_URL := {recorder.url}\n")
         done = subprocess.run(command, cwd=ROOT, env=ours | HOSTILE | {"MAKEFILES": str(redirect)}, timeout=1800)
     if done.returncode:
         pytest.fail("a notebook failed; what it printed above says which cell", pytrace=False)
-    stale = [
-        f"{path.name}, code cell {number} no longer shows what is committed:\n{found}"
-        for path in NOTEBOOKS
-        for number, pair in enumerate(zip(code_cells(path), code_cells(WORK / path.name), strict=True), start=1)
-        if (found := difference(*pair))
-    ]
+    stale = []
+    for path, (content, before) in committed.items():
+        assert path.read_bytes() == content, f"{path.name}: only a run with --in-place may change it"
+        now = code_cells(WORK / path.name)
+        assert [cell.execution_count for cell in before] == [cell.execution_count for cell in now], path.name
+        for number, pair in enumerate(zip(before, now), start=1):
+            if found := difference(*pair):
+                stale.append(f"{path.name}, code cell {number} no longer shows what is committed:\n{found}")
     assert not stale, "\n".join([*stale, "next: run `make notebooks` and review the diff"])
     if command[0] == "strace":
         called = CALLED.findall(calls.read_text(errors="replace"))

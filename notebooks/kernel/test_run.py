@@ -158,13 +158,15 @@ def test_notebooks_have_fresh_kernels_and_a_failure_stops_the_run(bench: Workben
     one = bench.notebook("one", "let a: i32 = 1;", JSON_CELL % '"{\\"key\\": 1}"')
     two = bench.notebook("two", new_markdown_cell("# 2"), "let b: i32 = 1;", "let a: i32 = a + b;", 'panic!("not me")')
     original = two.read_bytes()
-    code, out, err = bench.run("--in-place", "--summary", "s.json", one, two, bench.notebook("three", "1"))
-    assert code == 1 and "one  ok  2 cells" in out
+    none = bench.notebook("none", new_markdown_cell("no code"))
+    code, out, err = bench.run("--in-place", "--summary", "s.json", none, one, two, bench.notebook("three", "1"))
+    assert code == 1 and "none  ok  0 cells" in out and "one  ok  2 cells" in out
     assert err.startswith("two: cell 2 failed (code cells count from 1)\n    let a: i32 = a + b;\n  message:\n")
     assert "cannot find value `a`" in err and "\x1b" not in err and "not me" not in err
     assert err.endswith("next: see the cells up to this one in out/two.ipynb\n")
     assert bench.summary()["key"] == 1
     assert [(r["name"], r["ok"], len(r["cells"])) for r in bench.summary()["notebooks"]] == [
+        ("none", True, 0),
         ("one", True, 2),
         ("two", False, 2),
     ]
@@ -213,12 +215,18 @@ def test_what_cannot_be_run_is_one_sentence(bench: Workbench) -> None:
     good, text, other = bench.notebook("good", "1"), bench.folder / "text.ipynb", bench.folder / "other.ipynb"
     text.write_text("not JSON")
     other.write_text("{}")
+    again = bench.folder / "again" / good.name
+    again.parent.mkdir()
+    again.write_bytes(good.read_bytes())
     wrong = {
         "gone.ipynb is no notebook (FileNotFoundError": ["gone.ipynb"],
         "text.ipynb is no notebook (NotJSONError": [text],
         "other.ipynb is no notebook (": [other],
         "Not a directory: 'text.ipynb/x'": [good, "--out", "text.ipynb/x"],
-        "argument --timeout: invalid int value: 'soon'": [good, "--timeout", "soon"],
+        "argument --timeout: 'soon' is not a whole number": [good, "--timeout", "soon"],
+        "argument --timeout: '0' is not a whole number": [good, "--timeout", "0"],
+        f"the copy of {good} would overwrite {good}": [good, "--out", bench.folder],
+        f"the copy of {again} would overwrite {bench.folder}/out/good.ipynb": [good, again],
     }
     started = [bench.start(*arguments) for arguments in wrong.values()]
     for process, sentence in zip(started, wrong):

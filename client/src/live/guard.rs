@@ -422,6 +422,18 @@ mod tests {
         }
     }
 
+    /// A name that leads to this machine's address would make another page's script one of ours.
+    #[test]
+    fn no_token_opens_the_room_to_a_foreign_name() {
+        let guard = guard(true);
+        for query in [guard.owners_query(), guard.rooms_query().unwrap()] {
+            for foreign in ["evil.example:8890", "192.168.1.5.evil.example", ""] {
+                let asked = ask(&guard, Method::GET, &format!("/{query}"), &[("host", foreign)]);
+                assert!(matches!(asked, Err(Refusal::Host(_))), "{foreign}");
+            }
+        }
+    }
+
     #[test]
     fn nobody_is_let_in_by_a_token_of_another_server() {
         let (ours, theirs) = (guard(true), guard(true));

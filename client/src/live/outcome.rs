@@ -105,4 +105,18 @@ mod tests {
         );
         assert_eq!(Answer::read(&answer, "letter"), None);
     }
+
+    #[test]
+    fn what_is_no_answer_says_why() {
+        let code = |reply| match Outcome::of(reply, "digit") {
+            Outcome::Failed { error } => error["code"].clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code(Err(AskError::Closed)), "closed");
+        let unreadable = json!({"request_id": "r", "probabilities": {}});
+        assert_eq!(code(Ok(Reply::Answer(unreadable))), "unreadable_answer");
+        let error = json!({"code": "out_of_range"});
+        let refused = Outcome::of(Ok(Reply::Refusal(error.clone())), "digit");
+        assert_eq!(refused, Outcome::Refused { error });
+    }
 }

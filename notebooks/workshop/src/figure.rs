@@ -375,7 +375,8 @@ mod tests {
 
     #[test]
     fn each_series_has_a_marker_of_its_own_and_a_name() {
-        let figure = ["one", "two", "three"]
+        let names = ["first", "second", "third"];
+        let figure = names
             .iter()
             .zip(1..)
             .fold(axes(), |figure, (name, k)| {
@@ -388,12 +389,7 @@ mod tests {
             "in the plane and in the legend"
         );
         assert_eq!(svg.matches("<polygon").count(), 2);
-        assert!(
-            ["one", "two", "three"]
-                .iter()
-                .all(|name| svg.contains(name)),
-            "{svg}"
-        );
+        assert!(names.iter().all(|name| svg.contains(name)), "{svg}");
     }
 
     #[test]
