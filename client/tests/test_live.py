@@ -27,6 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 from clients import CLIENT, LABEL, NAMES, REFERENCE, ROOT, ROW, TARGET, expected
@@ -198,10 +199,12 @@ def chromium(**logs):
     for argument in ("--headless=new", "--hide-scrollbars", *(["--no-sandbox"] if os.geteuid() == 0 else [])):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", **logs})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(30)
-    yield driver
-    driver.quit()
+    # Chromium leaves a folder for each run where temporary files go.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER, env={**os.environ, "TMPDIR": tmp}))
+        driver.set_script_timeout(30)
+        yield driver
+        driver.quit()
 
 
 @pytest.fixture
