@@ -428,7 +428,12 @@ mod tests {
         let guard = guard(true);
         for query in [guard.owners_query(), guard.rooms_query().unwrap()] {
             for foreign in ["evil.example:8890", "192.168.1.5.evil.example", ""] {
-                let asked = ask(&guard, Method::GET, &format!("/{query}"), &[("host", foreign)]);
+                let asked = ask(
+                    &guard,
+                    Method::GET,
+                    &format!("/{query}"),
+                    &[("host", foreign)],
+                );
                 assert!(matches!(asked, Err(Refusal::Host(_))), "{foreign}");
             }
         }

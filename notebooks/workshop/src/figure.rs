@@ -376,12 +376,9 @@ mod tests {
     #[test]
     fn each_series_has_a_marker_of_its_own_and_a_name() {
         let names = ["first", "second", "third"];
-        let figure = names
-            .iter()
-            .zip(1..)
-            .fold(axes(), |figure, (name, k)| {
-                figure.scatter(name, [(f64::from(k), 1.0)])
-            });
+        let figure = names.iter().zip(1..).fold(axes(), |figure, (name, k)| {
+            figure.scatter(name, [(f64::from(k), 1.0)])
+        });
         let svg = svg(&figure).unwrap();
         assert_eq!(
             svg.matches("<circle").count(),
