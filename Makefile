@@ -137,9 +137,9 @@ progress: ## List which exercises are solved
 	@"$(PYTHON)" notebooks/kernel/progress.py
 
 # What Jupyter starts for each notebook: the kernel, with the settings above, in this folder. It compiles cells below
-# target/, because programs from /tmp may be forbidden (noexec). It gets the compiler that built the library, not rustup's
-# `rustc`, which first has to look for it, and the same wrapper for all that it asks of Cargo, which then remembers the
-# answers: a kernel asks some thirty times before its first cell. And it keeps memory that it once had (MIMALLOC_…).
+# target/, because programs from /tmp may be forbidden (noexec). RUSTC: what it asks rustc at its start goes there without
+# rustup's detour. The wrappers: with the same for all that it asks, some thirty times before its first cell, Cargo remembers
+# the answers. MIMALLOC_…: giving memory back and asking for it again would take part of the start.
 kernel:
 	@mkdir -p target/kernels; exec env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKE_TERMOUT -u MAKE_TERMERR \
 	  $(if $(realpath target/setup/rustc),RUSTC="$(realpath target/setup/rustc)") RUSTC_WRAPPER=env RUSTC_WORKSPACE_WRAPPER=env \

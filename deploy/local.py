@@ -84,9 +84,9 @@ def start(settings, quiet=False):
             return already_running(settings, record, answers, quiet)
         time.sleep(0.1)  # one that was just killed holds its file until the system has taken it down
     for name, port in settings.ports.items():
-        while (trouble := why_taken(port)) and ending(settings) and time.monotonic() < deadline:
+        while why_taken(port) and ending(settings) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if trouble:
+        if trouble := why_taken(port):
             ports = "make local GATEWAY_PORT=… IOT_MTLS_PORT=…"
             sys.exit(f"Port {port} ({name}) is not free: {trouble}. Choose others: {ports}")
     from subprocess import DEVNULL, Popen

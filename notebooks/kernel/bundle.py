@@ -1,10 +1,10 @@
 """`make bundle`: all that a second machine of the same system needs, in one file, for a room without a network. There,
 `setup.py` asks `check` whether it is such a system.
 
-The second machine needs Python, a C compiler and make. Rust comes along where it is rustup's, which runs from any folder.
-Nothing is compiled there but cells: what is built comes with the stamps by which `setup.py` sees that it is done. Python's
-packages come as wheels, and .venv is made from them, because a .venv knows its own folder. Of keys, certificates and the
-local cloud nothing is packed.
+The second machine needs Python, a C compiler and make. Rust comes along where it is rustup's, which runs from any
+folder. Nothing is compiled there but cells, and two small files for the kernel: what is built comes with the stamps by
+which `setup.py` sees that it is done. Python's packages come as wheels, and .venv is made from them, because a .venv
+knows its own folder. Of keys, certificates and the local cloud nothing is packed.
 """
 
 from __future__ import annotations

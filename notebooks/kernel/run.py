@@ -32,7 +32,7 @@ from queue import Empty
 from tempfile import TemporaryDirectory
 from typing import Any
 
-# jsonschema would read its grammar of IRIs, which no notebook has, for longer than all else takes to import.
+# jsonschema would import it to check web addresses, for longer than all else takes; no notebook needs that check.
 sys.modules["rfc3987_syntax"] = None
 
 import nbformat
@@ -178,6 +178,7 @@ class Runner:
         self.results: dict[str, Any] = {"notebooks": []}  # the summary
         self.label, self.since, self.spoken = "", 0.0, 0.0  # what runs, since when; when there was a line
         self.signal: signal.Signals | None = None
+        self.ending = False  # all has been run; what is left takes half a second, and no signal is to break it off
         self.closing: list[asyncio.Task[None]] = []  # sessions whose kernels are being ended: the next one need not wait
 
     async def run(self, notebooks: dict[Path, bytes]) -> int:
@@ -185,7 +186,7 @@ class Runner:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def stop(number: int, _: object) -> None:  # once: a second Ctrl-C does not disturb the cleaning up
-            if not (self.signal or loop.is_closed()):
+            if not (self.signal or self.ending or loop.is_closed()):
                 self.signal = signal.Signals(number)
                 loop.call_soon_threadsafe(task.cancel)
 
@@ -201,6 +202,7 @@ class Runner:
             self.say(f"stopped by {self.signal.name} in {self.results['notebooks'][-1]['name']}, {self.label}")
             return 128 + self.signal
         finally:
+            self.ending = True
             ticker.cancel()
             if self.following:  # begun, and now of no use
                 self.following[0].starting.cancel()
@@ -309,11 +311,12 @@ def read(source: Path) -> bytes:
 
 
 def check_copies(sources: list[Path], out: Path) -> None:
-    """Raises `Failed` when a copy would take the place of a notebook, or of another one's copy."""
+    """Raises `Failed` when a copy would take the place of a notebook, or of another one's copy. A kernel's log lies beside
+    each copy."""
     taken = {source.resolve() for source in sources}
     for source in sources:
         copy = (out / source.name).resolve()
-        if copy in taken:
+        if copy in taken or (copy.exists() and not copy.with_suffix(".kernel.log").exists()):
             raise Failed(f"the copy of {source} would overwrite {copy}: name another folder with --out")
         taken.add(copy)
 

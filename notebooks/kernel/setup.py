@@ -282,12 +282,29 @@ def link(name: Path, place: Path | str) -> None:
     name.symlink_to(Path(place).absolute())
 
 
+# A child in our own process group: what ends this step ends it, too.
 ASK_VERSION = """
-from jupyter_client.manager import start_new_kernel
-manager, client = start_new_kernel(kernel_name="asked", startup_timeout=60)
-answer = client.kernel_info(reply=True)["content"]
-print(answer["implementation"], answer["implementation_version"])
-manager.shutdown_kernel(now=True)
+import queue, subprocess, sys
+from jupyter_client import BlockingKernelClient, write_connection_file
+file, _ = write_connection_file()
+kernel = subprocess.Popen([sys.argv[1], "--control_file", file], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+client = BlockingKernelClient(connection_file=file)
+try:
+    client.load_connection_file()
+    client.start_channels()
+    client.kernel_info()
+    for _ in range(60):
+        if kernel.poll() is not None:
+            sys.exit(1)  # it is no kernel
+        try:
+            content = client.get_shell_msg(timeout=1)["content"]
+        except queue.Empty:
+            continue
+        print(content["implementation"], content["implementation_version"])
+        break
+finally:
+    client.stop_channels()
+    kernel.kill()
 """
 
 
@@ -296,15 +313,11 @@ def kernel_version(program: Path | str) -> str | None:
     if not os.access(program, os.X_OK):
         return None  # nothing to ask, and on a new machine no Python to ask with either
     with TemporaryDirectory() as tmp:  # a kernel that is killed leaves its own folder there
-        spec = Path(tmp, "kernels/asked/kernel.json")
-        spec.parent.mkdir(parents=True)
-        argv = [str(program), "--control_file", "{connection_file}"]
-        spec.write_text(json.dumps({"argv": argv, "display_name": "", "language": "rust"}))
-        environment = os.environ | {"JUPYTER_PATH": tmp, "TMPDIR": tmp}
-        ask = [VENV / "bin/python", "-c", ASK_VERSION]
+        ask = [VENV / "bin/python", "-c", ASK_VERSION, program]
+        environment = os.environ | {"TMPDIR": tmp}
         asked = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
-    found = re.search(r"^evcxr_jupyter (\S+)$", asked.stdout, re.MULTILINE)
-    return found and found[1]
+    found = re.fullmatch(r"evcxr_jupyter (\S+)\s*", asked.stdout)
+    return found and found.group(1)
 
 
 def library_to_link() -> Path:

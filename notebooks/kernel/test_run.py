@@ -55,6 +55,7 @@ class Workbench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark, self.prefix = folder, uuid.uuid4().hex, Path(sys.prefix)
+        self.program: list[object] = [ROOT / "notebooks/kernel/run.py"]
         self.started: list[subprocess.Popen[str]] = []
 
     def notebook(self, name: str, *cells: nbformat.NotebookNode | str) -> Path:
@@ -75,7 +76,7 @@ class Workbench:
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start run.py."""
-        command = [self.prefix / "bin/python", ROOT / "notebooks/kernel/run.py", "--out", "out", *arguments]
+        command = [self.prefix / "bin/python", *self.program, "--out", "out", *arguments]
         self.started.append(subprocess.Popen(
             [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             cwd=self.folder, env=os.environ | {"RUN_PY_TEST": self.mark},
@@ -86,6 +87,9 @@ class Workbench:
         """Wait for run.py's end: its exit code, stdout and stderr. Whatever the outcome, nothing stays."""
         out, err = process.communicate(timeout=300)
         assert "Traceback" not in err
+        deadline = time.monotonic() + 2
+        while self.marked() and time.monotonic() < deadline:  # killed, and not yet taken down by the system
+            time.sleep(0.05)
         assert self.marked() == []
         return process.returncode, out, err
 
@@ -202,6 +206,30 @@ def test_a_signal_while_the_kernel_starts_leaves_nothing(bench: Workbench, numbe
     assert scratch.parent == ROOT / "target/kernels" and not scratch.exists()
 
 
+SLOW_END = f"""
+import asyncio, sys
+sys.path.insert(0, {str(ROOT / "notebooks/kernel")!r})
+import run
+end = run.end_group
+async def end_group(provisioner):
+    print("ending", flush=True)
+    await asyncio.sleep(1)
+    await end(provisioner)
+run.end_group = end_group
+sys.exit(run.main())
+"""
+
+
+def test_ctrl_c_after_the_last_cell_changes_nothing(bench: Workbench) -> None:
+    bench.program = ["-c", SLOW_END]
+    process = bench.start(bench.notebook("good", "1"), "--summary", "s.json")
+    while process.stdout.readline() != "ending\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, _, err = bench.finish(process)
+    assert (code, err, bench.summary()["notebooks"][0]["ok"]) == (0, "", True)
+
+
 def test_a_kernel_that_dies_at_its_start_shows_its_last_words(bench: Workbench) -> None:
     bench.stand_in("sh", "-c", "sleep 300 & echo no rule to make target >&2; exit 2")
     code, _, err = bench.run(bench.notebook("a", "1"))
@@ -227,6 +255,7 @@ def test_what_cannot_be_run_is_one_sentence(bench: Workbench) -> None:
         "argument --timeout: '0' is not a whole number": [good, "--timeout", "0"],
         f"the copy of {good} would overwrite {good}": [good, "--out", bench.folder],
         f"the copy of {again} would overwrite {bench.folder}/out/good.ipynb": [good, again],
+        f"the copy of {again} would overwrite {good}": [again, "--out", bench.folder],
     }
     started = [bench.start(*arguments) for arguments in wrong.values()]
     for process, sentence in zip(started, wrong):
