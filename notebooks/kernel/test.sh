@@ -25,9 +25,9 @@ say "template"
 
 say "the live page, the local cloud, the notebook runner, the whole path, faults, and the notebooks themselves"
 test "$size" = test || export FULL=1
-# Whole files side by side, each with a cloud of its own. Notebooks first: they take longest.
+# Whole files side by side, each with a cloud of its own.
 .venv/bin/python -m pytest -p no:cacheprovider --basetemp target/pytest --durations 10 \
-  --numprocesses 3 --dist loadfile --no-loadscope-reorder notebooks/kernel client/tests deploy/tests examples teach
+  --numprocesses 3 --dist loadfile client/tests deploy/tests examples notebooks/kernel teach
 test "$size" != test || exit 0
 
 say "checkov, lints of all crates, a long soak, fuzzing"

@@ -24,7 +24,7 @@ from test_local import free_ports  # noqa: E402
 # Two files use it, perhaps side by side.
 WORK = ROOT / "target" / "test-notebooks" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 # The fifth waits six minutes for containers to grow cold.
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb" if os.environ.get("FULL") else "0[!5]*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb" if os.environ.get("FULL") else "0[0-4]*.ipynb"))
 # Who is called, by strace: `connect(3, {sa_family=AF_INET, sin_port=htons(53), sin_addr=inet_addr("1.1.1.1")}, 16) = 0`.
 CALLED = re.compile(r'connect\(.*?sa_family=AF_INET6?,.*?"([^"]+)"')
 
